@@ -38,11 +38,11 @@ if TYPE_CHECKING:
     from sidecar.http.apps.follow import LATEST as LATEST
     from sidecar.http.apps.follow import Latest as Latest
     from sidecar.http.apps.follow import follow as follow
-    from sidecar.http.apps.ops import health_routes as health_routes
-    from sidecar.http.apps.ops import metrics_routes as metrics_routes
-    from sidecar.http.apps.probes import health_asgi as health_asgi
     from sidecar.http.apps.reader import reader_app as reader_app
     from sidecar.http.apps.writer import writer_app as writer_app
+    from sidecar.http.ops import health_routes as health_routes
+    from sidecar.http.ops import metrics_routes as metrics_routes
+    from sidecar.http.probes import health_asgi as health_asgi
     from sidecar.http.server.serve import serve as serve
     from sidecar.process.health import Health as Health
     from sidecar.process.lifecycle import every as every
@@ -81,9 +81,9 @@ _MODULES = {
     "LATEST": "sidecar.http.apps.follow",
     "Latest": "sidecar.http.apps.follow",
     "files_app": "sidecar.http.apps.files",
-    "health_routes": "sidecar.http.apps.ops",
-    "metrics_routes": "sidecar.http.apps.ops",
-    "health_asgi": "sidecar.http.apps.probes",
+    "health_routes": "sidecar.http.ops",
+    "metrics_routes": "sidecar.http.ops",
+    "health_asgi": "sidecar.http.probes",
     "Health": "sidecar.process.health",
     "reader_app": "sidecar.http.apps.reader",
     "writer_app": "sidecar.http.apps.writer",

@@ -80,6 +80,13 @@ class ServerOptions:
     port: int | None = flag(
         type=param_types.port, help="Port to listen on; 0 selects any free port."
     )
+    admin_port: int | None = flag(
+        type=param_types.port,
+        help="Serve /livez, /readyz, /startupz and /metrics on this port alone, by plain HTTP and without a token.",
+    )
+    admin_host: str = flag(
+        **{**HOST, "help": "Address to listen on with --admin-port. Without it: all addresses."}
+    )
     unix_socket: str | None = flag(
         type=click.Path(),
         help="Listen on this Unix socket; also on a port only if --port is set.",

@@ -133,12 +133,11 @@ def prior_result(request: web.Request) -> Outcome | None:
 
 
 def cache_safe(middleware: _M) -> _M:
-    """Mark a middleware that does not change cacheable responses."""
+    """Mark a middleware or signal handler that leaves a cacheable response one that depends on the bytes of its request alone."""
     setattr(middleware, _CACHE_SAFE, True)
     return middleware
 
 
 def _is_ours(app: web.Application) -> bool:
-    return not app.on_response_prepare and all(
-        getattr(middleware, _CACHE_SAFE, False) for middleware in app.middlewares
-    )
+    handlers: tuple[object, ...] = (*app.on_response_prepare, *app.middlewares)
+    return all(getattr(one, _CACHE_SAFE, False) for one in handlers)

@@ -20,6 +20,9 @@ Detail: TypeAlias = Callable[[], Mapping[str, object]]
 DETAILS: web.AppKey[dict[str, Detail]] = web.AppKey("sidecar.details", dict)
 """Details that the probes report for operators: the mode of a watch, why a content is stale."""
 
+MOVED_TO_ADMIN_PORT: web.AppKey[bool] = web.AppKey("sidecar.moved_to_admin_port", bool)
+"""Set in an application whose probes and metrics are served on the admin port alone."""
+
 
 def get_health(app: web.Application) -> Health:
     """Return the checks of an application, created on first use."""

@@ -68,6 +68,7 @@ PROBLEM_TYPES: Mapping[str, ProblemType] = {
     "unsupported-coding": ProblemType(415, "The content coding is not supported"),
     "range-not-satisfiable": ProblemType(416, "The range lies outside the content"),
     "expectation-failed": ProblemType(417, "The expectation cannot be met"),
+    "too-many-failed-logins": ProblemType(429, "Too many requests with a wrong token"),
     "head-too-large": ProblemType(431, "The headers are too long, or too many"),
     "unsupported-transfer": ProblemType(501, "The transfer coding is not supported"),
     "unsupported-version": ProblemType(505, "The version of HTTP is not supported"),

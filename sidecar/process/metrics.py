@@ -154,6 +154,9 @@ HTTP_REQUEST_DURATION_SECONDS = FastHistogram(
     REGISTRY,
     ["method", "route"],
 )
+HTTP_FAILED_LOGINS_TOTAL = _counter(
+    "sidecar_http_failed_logins_total", "Requests with a wrong bearer token"
+)
 SUBSCRIBERS = _gauge("sidecar_subscribers", "Clients waiting for the next version")
 WORKER_RESTARTS_TOTAL = _counter(
     "sidecar_worker_restarts_total", "Workers that ended and were replaced (--workers)"

@@ -144,6 +144,16 @@ MATRIX: dict[str, dict[str, Any]] = {
         "reader": {"token": {"secret": "tokens", "key": "read"}},
         "metrics": {"podMonitor": {"enabled": True}},
     },
+    "admin ports": {
+        "tls": {"secret": "certificate"},
+        "writer": {
+            "adminPort": 9080,
+            "adminHost": "127.0.0.1",
+            "token": {"secret": "a", "key": ""},
+        },
+        "reader": {"name": "a-long-name", "adminPort": 9081, "token": {"secret": "a", "key": ""}},
+        "metrics": {"podMonitor": {"enabled": True}, "serviceMonitor": {"enabled": True}},
+    },
     "tokens by name": {
         "writer": {
             "token": {"secret": "publishers", "key": ""},

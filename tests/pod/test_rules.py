@@ -234,6 +234,41 @@ def test_a_monitor_uses_a_token_that_may_only_read() -> None:
     assert "set writer.readToken.key" in refused.stderr
 
 
+def test_an_admin_port_has_the_probes_and_the_metrics() -> None:
+    """By plain HTTP and without a token, for the kubelet and Prometheus alone; on a loopback address by commands."""
+    objects = rendered("admin ports")
+    writer, reader = (chart.container(objects, role) for role in ("writer", "a-long-name"))
+    assert {"--admin-port=9080", "--admin-host=127.0.0.1"} <= set(writer["args"])
+    assert "--admin-port=9081" in reader["args"]
+    assert reader["ports"][1] == {
+        "name": "a-long-na-admin",
+        "containerPort": 9081,
+        "protocol": "TCP",
+    }
+    for probe in PROBES:
+        assert writer[f"{probe}Probe"]["exec"]["command"][2].startswith("http://127.0.0.1:9080/")
+        asked = reader[f"{probe}Probe"]["httpGet"]
+        assert (asked["port"], asked["scheme"]) == ("a-long-na-admin", "HTTP")
+    for kind, key in (("PodMonitor", "podMetricsEndpoints"), ("ServiceMonitor", "endpoints")):
+        endpoints = chart.only(objects, kind)["spec"][key]
+        wanted = [{"port": one, "path": "/metrics"} for one in ("writer-admin", "a-long-na-admin")]
+        assert [one | {"interval": endpoints[0]["interval"]} for one in wanted] == endpoints
+    ports = {one["name"]: one["port"] for one in chart.only(objects, "Service")["spec"]["ports"]}
+    assert ports["a-long-na-admin"] == 9081
+    rules = chart.only(objects, "NetworkPolicy")["spec"]["ingress"]
+    (rule,) = [one for one in rules if one["ports"][0]["port"] == "a-long-na-admin"]
+    assert rule["from"] == [
+        {
+            "namespaceSelector": {},
+            "podSelector": {"matchLabels": {"app.kubernetes.io/name": "prometheus"}},
+        }
+    ]
+    plain = chart.only(chart.render({"reader": {"adminPort": 9081}}), "Service")
+    assert len(plain["spec"]["ports"]) == 2, "the Service leads there for a ServiceMonitor alone"
+    clash = chart.template({"reader": {"adminPort": 8080}}, check=False)
+    assert "reader.adminPort is 8080, a port of the writer" in clash.stderr
+
+
 def test_both_addresses_of_a_service_can_be_asked_for() -> None:
     """One value for each thing: the families of the Service, and where a container listens."""
     objects = rendered("both families")

@@ -22,6 +22,7 @@ CONTRACT = {
     "sidecar_poll_rescues_total",
     "sidecar_build_info",
     "sidecar_http_requests_total",
+    "sidecar_http_failed_logins_total",
     "sidecar_http_request_duration_seconds",
     "sidecar_subscribers",
     "sidecar_worker_restarts_total",

@@ -81,6 +81,11 @@ Each gives items of a list. `.` is the context of the chart that depends on this
       {{- with $values.hostPort }}
       hostPort: {{ . }}
       {{- end }}
+    {{- with $values.adminPort }}
+    - name: {{ include "sidecar.adminPortName" $values }}
+      containerPort: {{ . }}
+      protocol: TCP
+    {{- end }}
   {{- include "sidecar.probes" (list $root $values $scheme (list "startup" "liveness" "readiness")) | trim | nindent 2 }}
   {{- with $values.lifecycleHooks }}
   lifecycle:
@@ -121,20 +126,34 @@ Each gives items of a list. `.` is the context of the chart that depends on this
     {{- end }}
 {{- end }}
 
+{{/* The name of the admin port: VALUES. A name of a port has at most 15 characters. */}}
+{{- define "sidecar.adminPortName" -}}
+{{- printf "%s-admin" (.name | trunc 9 | trimSuffix "-") -}}
+{{- end }}
+
 {{/* Probes: (list ROOT CONTAINER-VALUES SCHEME NAMES). */}}
 {{- define "sidecar.probes" -}}
 {{- $root := index . 0 -}}
 {{- $values := index . 1 -}}
 {{- $scheme := index . 2 -}}
 {{- $urls := dict "startup" "/startupz" "liveness" "/livez" "readiness" "/readyz" -}}
+{{- $port := $values.name -}}
+{{- $number := $values.port -}}
+{{- $listener := $values -}}
+{{- if get $values "adminPort" -}}
+{{- $scheme = "http" -}}
+{{- $port = include "sidecar.adminPortName" $values -}}
+{{- $number = $values.adminPort -}}
+{{- $listener = dict "host" $values.adminHost -}}
+{{- end -}}
 {{- range $name := index . 3 }}
 {{- with get $root.Values.probes $name }}
 {{ $name }}Probe:
-  {{- if or (eq $root.Values.probes.type "exec") (include "sidecar.onLoopback" $values) }}
+  {{- if or (eq $root.Values.probes.type "exec") (include "sidecar.onLoopback" $listener) }}
   exec:
-    command: [sidecar, check, {{ printf "%s://%s:%v%s" $scheme (include "sidecar.ownHost" $values) $values.port (get $urls $name) | quote }}, --timeout={{ mulf 0.6 (.timeoutSeconds | default 1) }}]
+    command: [sidecar, check, {{ printf "%s://%s:%v%s" $scheme (include "sidecar.ownHost" $listener) $number (get $urls $name) | quote }}, --timeout={{ mulf 0.6 (.timeoutSeconds | default 1) }}]
   {{- else }}
-  httpGet: {path: {{ get $urls $name }}, port: {{ $values.name }}, scheme: {{ upper $scheme }}}
+  httpGet: {path: {{ get $urls $name }}, port: {{ $port }}, scheme: {{ upper $scheme }}}
   {{- end }}
   {{- toYaml . | nindent 2 }}
 {{- end }}
@@ -193,7 +212,7 @@ securityContext:
 - {{ ternary "write" "read" (eq $role "writer") }}
 - {{ printf "--path=%s" (include "sidecar.path" .) | quote }}
 - --port={{ $values.port }}
-{{- range $name := ternary (list "host" "maxSize" "headTimeout" "maxConnections" "workers" "format" "check" "checkTimeout" "mode" "group" "keep" "keepBytes" "keepDeleted" "volumeBudget" "durability") (list "host" "missing" "maxSize" "headTimeout" "maxConnections" "workers" "watch" "recheck" "include" "exclude" "quiet") (eq $role "writer") }}
+{{- range $name := ternary (list "host" "adminPort" "adminHost" "maxSize" "headTimeout" "maxConnections" "workers" "format" "check" "checkTimeout" "mode" "group" "keep" "keepBytes" "keepDeleted" "volumeBudget" "durability") (list "host" "adminPort" "adminHost" "missing" "maxSize" "headTimeout" "maxConnections" "workers" "watch" "recheck" "include" "exclude" "quiet") (eq $role "writer") }}
 {{- $value := index $values $name }}
 {{- if and (eq $name "volumeBudget") (not $value) }}
 {{- $value = include "sidecar.volumeBudget" $root }}
@@ -224,6 +243,11 @@ securityContext:
 {{- if eq $role "writer" }}
 {{- with $values.allowedOrigins }}
 - {{ printf "--allowed-origins=%s" (join "," .) | quote }}
+{{- end }}
+{{- end }}
+{{- if eq $role "reader" }}
+{{- range $values.corsOrigin }}
+- {{ printf "--cors-origin=%s" . | quote }}
 {{- end }}
 {{- end }}
 {{- if $values.allowedHosts }}

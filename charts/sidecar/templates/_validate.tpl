@@ -43,6 +43,17 @@ Each message names the value, what it is, and what is allowed.
 {{- end -}}
 {{- end -}}
 {{- end -}}
+{{- range $role := list "writer" "reader" -}}
+{{- $admin := (index $.Values $role).adminPort -}}
+{{- if and $admin (index $.Values $role).enabled -}}
+{{- range $other := list "writer" "reader" "collector" "reloader" "mirror" -}}
+{{- $one := index $.Values $other -}}
+{{- if and $one.enabled (or (eq (int $admin) (int $one.port)) (and (ne $role $other) (eq (int $admin) (int (get $one "adminPort"))))) -}}
+{{- fail (printf "\n\n%s.adminPort is %d, a port of the %s: the containers of a Pod share its network, so give them different ones." $role (int $admin) $other) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
 {{- if not (or .Values.writer.enabled .Values.reader.enabled .Values.collector.enabled .Values.reloader.enabled .Values.mirror.enabled .Values.extraContainers) -}}
 {{- fail "\n\nThe Pod would have no container: set writer.enabled, reader.enabled, collector.enabled, reloader.enabled, mirror.enabled or extraContainers." -}}
 {{- end -}}

@@ -21,6 +21,11 @@ from sidecar.cli.impl import serve
 @options.watching
 @options.tokens
 @options.allowed_hosts
+@declare.repeated(
+    "--cors-origin",
+    "ORIGIN",
+    help="Origin whose pages may read contents and events in a browser, for example https://app.example.com; may be repeated. Without it: none.",
+)
 @options.ui("Serve /ui, a page that shows the content, its history and its changes.")
 @options.logging()
 def command(
@@ -32,6 +37,7 @@ def command(
     token_file: str | None,
     read_token_file: str | None,
     allowed_hosts: tuple[str, ...],
+    cors_origin: tuple[str, ...],
     ui: bool,
 ) -> None:
     """Serve the file or directory at PATH over HTTP: always the newest complete content.
@@ -53,6 +59,7 @@ def command(
         token_file=token_file,
         read_token_file=read_token_file,
         allowed_hosts=allowed_hosts,
+        cors_origin=cors_origin,
         ui=ui,
         **asdict(watching),
     )

@@ -55,8 +55,7 @@ def make_app(probed: Probed) -> web.Application:
     """Return the application with `/livez`, `/readyz`, `/startupz`, `/metrics` and `/openapi.json`, and `/ui` if there is a page."""
     from aiohttp import web
 
-    from sidecar.http import health_state, problems
-    from sidecar.http.apps import ops
+    from sidecar.http import health_state, ops, problems
     from sidecar.http.semantics import openapi
 
     app = web.Application(middlewares=[problems.middleware])

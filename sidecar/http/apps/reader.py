@@ -25,10 +25,10 @@ from aiohttp import web
 
 from sidecar import _errors
 from sidecar.fs import mounts
-from sidecar.http import problems
-from sidecar.http.apps import api_descriptions, files, follow, json_body, ops
+from sidecar.http import ops, problems
+from sidecar.http.apps import api_descriptions, files, follow, json_body
 from sidecar.http.apps.page import assets, history
-from sidecar.http.semantics import bearer_auth, cross_origin, representation
+from sidecar.http.semantics import bearer_auth, cors, cross_origin, representation
 from sidecar.http.semantics.representation import Representation
 from sidecar.http.subscribe import long_poll, pending
 from sidecar.http.subscribe.sse import EventHub
@@ -56,6 +56,7 @@ def reader_app(
     token_file: str | os.PathLike[str] | None = None,
     read_token_file: str | os.PathLike[str] | None = None,
     allowed_hosts: Collection[str] = (),
+    cors_origin: Collection[str] = (),
     watch: WatchMode = "auto",
     recheck: float = 1.0,
     max_size: int | str = MAX_SIZE,
@@ -78,6 +79,7 @@ def reader_app(
         read_token_file: a further file or directory of tokens. A reader does not distinguish them; the writer does.
         allowed_hosts: host names that requests may use, against DNS rebinding; empty for any.
             `.example.com` includes all subdomains; addresses and `localhost` are always allowed, and probes are exempt.
+        cors_origin: origins whose pages may read contents, files and events in a browser, as `https://app.example.com`.
         watch: the notifier, as for `sidecar.watch`.
         recheck: seconds between scans without an event.
         max_size: largest content in bytes; files of more than 1 MiB stay on the disk and are sent from there.
@@ -129,16 +131,17 @@ def reader_app(
             verify_key=verify_key,
         )
     )
-    app.add_routes(
+    cors.Cors(cors_origin).share(
+        app,
         [
             web.get("/", _get_content),
             web.get("/raw", _get_raw),
             web.get("/events", _get_events),
             web.get("/files", files.list_files),
             web.get(f"/files/{files.NAME}", files.get_file),
-            *ops.ops_routes(lambda: api_descriptions.reader(token=tokens is not None, ui=ui)),
-        ]
+        ],
     )
+    app.add_routes(ops.ops_routes(lambda: api_descriptions.reader(token=tokens is not None, ui=ui)))
     if ui:
         _add_page(app, os.fspath(path), max_bytes, verify_key)
     return app

@@ -26,8 +26,8 @@ from aiohttp import web
 from aiohttp.typedefs import Handler
 
 from sidecar import _errors
-from sidecar.http import handler_api, health_state, problems
-from sidecar.http.apps import api_descriptions, files, ops, write_request
+from sidecar.http import handler_api, health_state, ops, problems
+from sidecar.http.apps import api_descriptions, files, write_request
 from sidecar.http.apps.confirm import ReaderConfirmation
 from sidecar.http.apps.page import assets, history, live
 from sidecar.http.apps.write_health import WriteHealth

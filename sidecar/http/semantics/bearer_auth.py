@@ -24,7 +24,8 @@ from aiohttp.typedefs import Handler, Middleware
 
 from sidecar import _errors
 from sidecar.http import handler_api, problems
-from sidecar.process import arguments, executor
+from sidecar.http.semantics.failed_logins import FailedLogins
+from sidecar.process import arguments, executor, metrics
 
 _log = logging.getLogger(__name__)
 
@@ -147,6 +148,7 @@ class BearerTokens:
         self._secrets: frozenset[bytes] = frozenset()
         self._problems: frozenset[str] = frozenset()
         self._read_at = float("-inf")
+        self._failed = FailedLogins()
         self._reading = asyncio.Lock()
         self._waiting: dict[object, tuple[bytes, Callable[[], None]]] = {}
         """Callbacks for revoked tokens."""
@@ -238,8 +240,12 @@ class BearerTokens:
     async def _check(self, request: web.Request) -> Admission:
         admission = await self._admission(request)
         if admission is None:
-            given = request.headers.get("Authorization", "")
-            raise _unauthorized(shown=_scheme(given) == "bearer")
+            shown = _scheme(request.headers.get("Authorization", "")) == "bearer"
+            wait = self._failed.note(request.remote) if shown else 0
+            metrics.HTTP_FAILED_LOGINS_TOTAL.inc(shown)
+            if wait:
+                raise _too_many(wait)
+            raise _unauthorized(shown=shown)
         request[ADMISSION] = admission
         return admission
 
@@ -299,6 +305,16 @@ def is_change(method: str, handler: object) -> bool:
 
 def _scheme(authorization: str) -> str:
     return authorization.partition(" ")[0].lower()
+
+
+def _too_many(seconds: int) -> problems.Problem:
+    problem = problems.Problem(
+        "too-many-failed-logins",
+        f"there were too many requests with a wrong token; try again in {seconds} s, with one that is in force",
+        headers={"Retry-After": str(seconds)},
+    )
+    problem.force_close()
+    return problem
 
 
 def _unauthorized(*, shown: bool) -> problems.Problem:

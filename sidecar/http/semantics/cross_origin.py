@@ -183,6 +183,19 @@ def _is_address(name: str) -> bool:
     return True
 
 
+def parse_origin(text: str) -> str:
+    """Return an origin as browsers write it: in lower case, without the default port of its scheme.
+
+    Raises:
+        ConfigError: it is not an origin.
+
+    >>> parse_origin("https://App.example.com:443")
+    'https://app.example.com'
+    """
+    origin = _parse_origin(text)
+    return origin.removesuffix(_DEFAULT_PORTS[origin.partition(":")[0]])
+
+
 def _parse_origin(text: str) -> str:
     scheme, _, rest = text.lower().partition("://")
     if scheme not in ("http", "https") or not _has_host(text, rest) or "@" in rest:

@@ -35,6 +35,8 @@ def serve_prefork(
     unix_socket: str | os.PathLike[str] | None,
     tls_cert: str | os.PathLike[str] | None,
     tls_key: str | os.PathLike[str] | None,
+    admin_port: int | None = None,
+    admin_host: str = "",
     **limits: Any,
 ) -> None:
     """Serve with `count` workers until a signal, as `run(serve(…))` does with one. It forks, so it is not a coroutine.
@@ -57,19 +59,22 @@ def serve_prefork(
             shared = stack.enter_context(sockets.bind_unix(os.fspath(unix_socket)))
             for group in sockets_by_worker:
                 group.append(shared)
+        admin_by_worker: list[list[socket.socket]] = [[] for _ in range(count)]
+        if admin_port is not None:
+            admin_by_worker = sockets.bind_reuseport(admin_host, admin_port, count)
         with suppress(ImportError):
             import_module("uvloop")  # in the parent: the workers share its memory
         number = supervisor.fork_workers(
             count,
-            release=lambda: _close(sockets_by_worker),
+            release=lambda: _close([*sockets_by_worker, *admin_by_worker]),
             drain=limits["drain_delay"] + limits["drain_timeout"],
         )
-        own = sockets_by_worker.pop(number - 1)
+        own, own_admin = sockets_by_worker.pop(number - 1), admin_by_worker.pop(number - 1)
         # An open duplicate of another worker's socket would accept connections after that worker has closed it.
-        _close(sockets_by_worker, keep=own)
-        for listener in own:
+        _close([*sockets_by_worker, *admin_by_worker], keep=[*own, *own_admin])
+        for listener in (*own, *own_admin):
             sockets.accept_syns(listener)  # this worker may replace one that has drained
-        lifecycle.run(_serve_worker(app, own, certificate, limits))
+        lifecycle.run(_serve_worker(app, own, certificate, {**limits, "admin_bound": own_admin}))
 
 
 def _close(

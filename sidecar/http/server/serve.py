@@ -8,8 +8,8 @@ import logging
 import os
 import socket
 import sys
-from collections.abc import Awaitable, Callable, Sequence
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -17,7 +17,7 @@ from typing import Any
 from aiohttp import web
 
 from sidecar import _errors
-from sidecar.http import handler_api
+from sidecar.http import handler_api, ops
 from sidecar.http.server import framing, limits, protocol, sockets
 from sidecar.http.server.fastpath import ListenerCache
 from sidecar.http.server.fastpath.protocol import FastPathProtocol
@@ -36,6 +36,9 @@ MAX_REQUEST_LINE_BYTES = 64 << 10
 
 #: `sockets` removes the file of a unix socket; other processes may listen there as well.
 _KEEP_FILE: dict[str, Any] = {"cleanup_socket": False} if sys.version_info >= (3, 13) else {}
+_MAX_ADMIN_CONNECTIONS = 256
+"""A kubelet and some Prometheus servers need few."""
+_ADMIN_DRAIN_TIMEOUT = 1.0
 _CANCEL_TIMEOUT = 1.0
 _POLL_INTERVAL = 0.01
 _FIRST_REQUEST_GRACE = 0.25
@@ -57,6 +60,8 @@ async def serve(
     head_timeout: float = limits.HEAD_TIMEOUT,
     max_connections: int = limits.MAX_CONNECTIONS,
     access_log: bool = False,
+    admin_port: int | None = None,
+    admin_host: str = "",
     ready: Callable[[Sequence[str]], None] | None = None,
 ) -> None:
     """Serve an aiohttp application until this is cancelled, as `sidecar.run` does at SIGTERM.
@@ -82,7 +87,10 @@ async def serve(
             It is lower if the process may not open as many files (`ulimit -n`).
         access_log: log one line for each request (client, method, path, status, bytes, time) at INFO;
             the application then answers each request itself, and none from the cache, which costs several times the CPU.
-        ready: called with the addresses as soon as they are served.
+        admin_port: port for `/livez`, `/readyz`, `/startupz` and `/metrics`, by plain HTTP and without a token;
+            the other ports then have them no longer. It responds until all requests are finished.
+        admin_host: address to listen on with it.
+        ready: called with the addresses as soon as they are served, without that of the admin port.
 
     Raises:
         ConfigError: an argument is invalid, the port is busy, the address does not exist,
@@ -93,8 +101,10 @@ async def serve(
     """
     arguments.check_instance("app", app, web.Application, "an aiohttp.web.Application")
     arguments.check_instance("host", host, str, "an address, a str")
-    if port is not None:
-        arguments.check_port("port", port)
+    arguments.check_instance("admin_host", admin_host, str, "an address, a str")
+    for name, number in {"port": port, "admin_port": admin_port}.items():
+        if number is not None:
+            arguments.check_port(name, number)
     for name, value in {"drain_delay": drain_delay, "drain_timeout": drain_timeout}.items():
         arguments.check_seconds(name, value)
     arguments.check_seconds("head_timeout", head_timeout, zero=False)
@@ -109,11 +119,8 @@ async def serve(
         raise _errors.ConfigError("there is nowhere to listen: give a port or a unix socket")
     async with AsyncExitStack() as stack:
         certificate = await executor.run_in_thread(load_certificate, tls_cert, tls_key)
-        bound: list[socket.socket] = []
-        if port is not None:
-            bound += await executor.run_in_thread(sockets.bind_tcp, host, port)
-            for one in bound:
-                stack.callback(one.close)
+        bound = await _bind(stack, host, port)
+        admin_bound = await _bind(stack, admin_host, admin_port)
         if unix_socket is not None:
             opened = sockets.bind_unix(os.fspath(unix_socket))
             bound.append(await executor.run_in_thread(opened.__enter__))
@@ -122,6 +129,7 @@ async def serve(
             app,
             bound,
             certificate,
+            admin_bound=admin_bound,
             drain_delay=drain_delay,
             drain_timeout=drain_timeout,
             head_timeout=head_timeout,
@@ -141,10 +149,14 @@ async def serve_on(
     head_timeout: float,
     max_connections: int,
     access_log: bool = False,
+    admin_bound: Sequence[socket.socket] = (),
     ready: Callable[[Sequence[str]], None] | None = None,
 ) -> None:
     """Serve on bound sockets, as `serve` does; the caller closes them."""
     async with AsyncExitStack() as stack:
+        if admin_bound:
+            # It ends last: while requests are finished, `/readyz` must say that there should be no more.
+            await stack.enter_async_context(_admin_port(app, admin_bound, head_timeout))
         if certificate is not None:
             await stack.enter_async_context(certificate.watched())
         endpoints = [
@@ -153,6 +165,47 @@ async def serve_on(
         drain = partial(_drain, delay=drain_delay, timeout=drain_timeout)
         limiter = ConnectionLimiter(head_timeout=head_timeout, max_connections=max_connections)
         await _run(app, endpoints, limiter, ready, drain, access_log=access_log)
+
+
+async def _bind(stack: AsyncExitStack, host: str, port: int | None) -> list[socket.socket]:
+    """Bind the addresses of a host, None without a port; the stack closes them."""
+    if port is None:
+        return []
+    bound = await executor.run_in_thread(sockets.bind_tcp, host, port)
+    for one in bound:
+        stack.callback(one.close)
+    return bound
+
+
+@asynccontextmanager
+async def _admin_port(
+    app: web.Application, bound: Sequence[socket.socket], head_timeout: float
+) -> AsyncIterator[None]:
+    """Serve probes and metrics on these sockets, in place of the application."""
+    limiter = ConnectionLimiter(head_timeout=head_timeout, max_connections=_MAX_ADMIN_CONNECTIONS)
+    started: asyncio.Future[Sequence[str]] = asyncio.get_running_loop().create_future()
+    drain = partial(_drain, delay=0.0, timeout=_ADMIN_DRAIN_TIMEOUT)
+    serving = asyncio.create_task(
+        _run(
+            ops.admin_app(app),
+            [_Endpoint(one, None) for one in bound],
+            limiter,
+            started.set_result,
+            drain,
+            access_log=False,
+            title="the admin port is ",
+        ),
+        name="admin port",
+    )
+    try:
+        either: set[asyncio.Future[Any]] = {serving, started}
+        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+        if serving.done():
+            serving.result()
+        yield
+    finally:
+        serving.cancel()
+        await asyncio.wait({serving})
 
 
 def load_certificate(
@@ -194,6 +247,7 @@ async def _run(
     drain: Callable[[Sequence[_Listener], ConnectionLimiter], Awaitable[None]],
     *,
     access_log: bool,
+    title: str = "listening on ",
 ) -> None:
     """Start the application and listen; shut both down, whatever happens in between."""
     runner = web.AppRunner(app, handle_signals=False, shutdown_timeout=_CANCEL_TIMEOUT)
@@ -205,7 +259,7 @@ async def _run(
         for endpoint in endpoints:
             listeners.append(await _listen(runner, limiter, endpoint, access_log=access_log))  # noqa: PERF401 (those before one that fails must be known)
         addresses = [endpoint.address for endpoint in endpoints]
-        _log.info("listening on %s", ", ".join(addresses))
+        _log.info("%s%s", title, ", ".join(addresses))
         if ready is not None:
             ready(addresses)
         await asyncio.get_running_loop().create_future()  # until this task is cancelled

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Final
 
 from aiohttp import web
 
-from sidecar.http import health_state, problems
-from sidecar.http.apps import probes
+from sidecar.http import health_state, probes, problems
 from sidecar.http.semantics import bearer_auth, openapi, representation
 from sidecar.process import arguments
 from sidecar.process.health import Health, ProbeKind
@@ -45,11 +45,31 @@ def metrics_routes() -> list[web.RouteDef]:
     return [web.get("/metrics", _metrics)]
 
 
+OPS_PATHS: Final = (*(one.path for one in probes.PROBES.values()), "/metrics")
+
+
+def admin_app(app: web.Application) -> web.Application:
+    """Return an application with the probes of `app` and the metrics, for an admin port; `app` no longer serves them.
+
+    It asks for no token, and shows the details of the probes: who reaches that port may see them.
+    """
+    admin = web.Application(middlewares=[problems.middleware])
+    admin[health_state.HEALTH] = health_state.get_health(app)
+    admin[health_state.DETAILS] = health_state.get_details(app)
+    admin.add_routes([*health_routes(), *metrics_routes()])
+    app[health_state.MOVED_TO_ADMIN_PORT] = True
+    return admin
+
+
 def ops_routes(describe: Callable[[], openapi.Object]) -> list[web.RouteDef]:
     """Return the routes of `health_routes`, `/metrics` and `/openapi.json`."""
 
-    async def description(_: web.Request) -> web.Response:
-        return representation.json_answer(describe())
+    async def description(request: web.Request) -> web.Response:
+        described = describe()
+        paths = described["paths"]
+        if health_state.MOVED_TO_ADMIN_PORT in request.config_dict and isinstance(paths, dict):
+            described["paths"] = {path: one for path, one in paths.items() if path not in OPS_PATHS}
+        return representation.json_answer(described)
 
     return [
         *health_routes(),
@@ -62,6 +82,7 @@ def _probe(kind: ProbeKind, health: Health | None) -> web.RouteDef:
     path, problem, _ = probes.PROBES[kind]
 
     async def probe(request: web.Request) -> web.Response:
+        _check_port(request)
         asked = health or request.config_dict.get(health_state.HEALTH) or Health()
         report = await probes.report(kind, asked.report(kind))
         found: dict[str, object] = {"checks": dict(report.checks)}
@@ -75,7 +96,14 @@ def _probe(kind: ProbeKind, health: Health | None) -> web.RouteDef:
     return web.get(path, bearer_auth.public(probe))
 
 
-async def _metrics(_: web.Request) -> web.Response:
+def _check_port(request: web.Request) -> None:
+    """Return unless probes and metrics are on the admin port alone, and this is another one."""
+    if health_state.MOVED_TO_ADMIN_PORT in request.config_dict:
+        raise problems.Problem("not-found", f"{request.path} is on the admin port")
+
+
+async def _metrics(request: web.Request) -> web.Response:
+    _check_port(request)
     try:
         body, content_type = await probes.exposition()
     except worker.NoReply as error:
