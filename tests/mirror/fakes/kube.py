@@ -2,6 +2,8 @@
 
 What it answers was taken from a real server: a watch from a version that is too old is 200 with an ERROR of code 410,
 one from a version that does not exist yet is silent; a label taken away is DELETED; pages of a list have one version.
+One without a version begins with all objects as ADDED
+(https://kubernetes.io/docs/reference/using-api/api-concepts/#semantics-for-watch).
 """
 
 from __future__ import annotations
@@ -130,14 +132,13 @@ class KubeApi:
         def fits(item: dict[str, Any]) -> bool:
             return namespace in (None, item["metadata"]["namespace"]) and selects(item)
 
-        if request.query.get("watch") in ("1", "true"):
+        # As strconv.ParseBool: clients write 1, true and True.
+        if request.query.get("watch", "").lower() in ("1", "t", "true"):
             return await self._watch(request, kind, fits)
         return self._list(request, kind, fits)
 
     def _list(self, request: web.Request, kind: str, fits: Selects) -> web.Response:
-        found = [
-            one for (_, own, _), one in sorted(self.objects.items()) if own == kind and fits(one)
-        ]
+        found = self._selected(kind, fits)
         version, begin = self.version, 0
         if token := request.query.get("continue"):
             version, begin = json.loads(base64.urlsafe_b64decode(token))
@@ -155,8 +156,14 @@ class KubeApi:
             {"kind": f"{KINDS[kind]}List", "apiVersion": "v1", "metadata": meta, "items": items}
         )
 
+    def _selected(self, kind: str, fits: Selects) -> list[dict[str, Any]]:
+        ordered = sorted(self.objects.items())
+        return [one for (_, own, _), one in ordered if own == kind and fits(one)]
+
     async def _watch(self, request: web.Request, kind: str, fits: Selects) -> web.StreamResponse:
-        since = int(request.query["resourceVersion"])
+        given = request.query.get("resourceVersion")
+        since = self.version if given is None else int(given)
+        present = [] if given is not None else self._selected(kind, fits)
         response = web.StreamResponse(headers={"Content-Type": "application/json"})
         await response.prepare(request)
         self._watches.add(response)
@@ -166,6 +173,8 @@ class KubeApi:
                 error = {"kind": "Status", "code": 410, "reason": "Expired", "message": message}
                 await _send(response, "ERROR", error)
                 return response
+            for one in present:
+                await _send(response, "ADDED", one)
             position = 0 if since <= self.version else len(self.events)
             while True:
                 changed = self._changed

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import threading
+from collections import Counter
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest
 
 from mirror.conftest import StartMirror
@@ -316,6 +320,51 @@ async def test_the_fake_is_understood_by_kubectl(api: KubeApi) -> None:
     assert await watching.stdout.readline() == b"configmap/three\n"
     watching.kill()
     await watching.wait()
+
+
+async def test_the_fake_is_understood_by_another_client_without_a_version(api: KubeApi) -> None:
+    """A watch that names none begins with all objects, and goes on with what happens then."""
+    api.put("configmaps", "one", {"a": "1"})
+    url = f"{api.url}/api/v1/namespaces/shop/configmaps?watch=true"
+    async with aiohttp.ClientSession() as session, session.get(url) as answer:
+        first = json.loads(await answer.content.readline())
+        api.put("configmaps", "one", {"a": "2"})
+        second = json.loads(await answer.content.readline())
+    told = [(one["type"], one["object"]["data"]) for one in (first, second)]
+    assert told == [("ADDED", {"a": "1"}), ("MODIFIED", {"a": "2"})]
+
+
+async def test_readers_never_see_an_empty_or_half_file_or_two_versions(
+    api: KubeApi, start_mirror: StartMirror, volume: Volume, eventually: Eventually
+) -> None:
+    """A plain program that opens the files; k8s-sidecar showed empty ones in 13 to 22 % of reads of a ConfigMap of 900 kB."""
+    size = 450_000
+    api.put("configmaps", "one", dict.fromkeys("xy", "0" * size))
+    running = start_mirror(source(api))
+    await eventually(lambda: running.is_complete)
+    seen: Counter[str] = Counter()
+    is_over = threading.Event()
+
+    def read() -> None:
+        while not is_over.is_set():
+            directory = os.open(f"{volume.path}/..data", os.O_DIRECTORY)
+            texts = []
+            for name in "xy":
+                with open(os.open(name, os.O_RDONLY, dir_fd=directory)) as file:
+                    texts.append(file.read())
+            os.close(directory)
+            if texts[0] != texts[1]:
+                seen["mixed"] += 1
+            for text in texts:
+                seen["empty" if not text else "half" if text != text[0] * size else text[0]] += 1
+
+    reading = asyncio.create_task(asyncio.to_thread(read))
+    for number in range(1, 10):
+        api.put("configmaps", "one", dict.fromkeys("xy", str(number) * size))
+        await eventually(lambda wanted=str(number): seen[wanted] > 0)
+    is_over.set()
+    await reading
+    assert seen.keys() <= set("0123456789"), seen
 
 
 @pytest.mark.parametrize(
