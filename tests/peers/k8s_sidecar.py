@@ -1,6 +1,6 @@
 """What readers see of ConfigMaps that change: `sidecar mirror kube://…`, and k8s-sidecar beside it where it is given.
 
-    python benchmarks/mirror_kube.py [--updates 60] [--peer DIRECTORY --peer-python PYTHON]
+    python tests/peers/k8s_sidecar.py [--updates 60] [--peer DIRECTORY --peer-python PYTHON]
 
 DIRECTORY is a checkout of https://github.com/kiwigrid/k8s-sidecar, PYTHON an interpreter with what it requires.
 Both follow the API fake of the tests, and a process reads the files without a pause. A case is an event that the table names.
@@ -22,7 +22,7 @@ import yaml
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+sys.path.insert(0, str(Path(__file__).parent.parent))
 from mirror.fakes.kube import KubeApi
 
 SIZE = 450_000
