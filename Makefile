@@ -74,7 +74,7 @@ sbom: $(STAMP)  ## write what the image is made of as CycloneDX, to dist/sidecar
 
 audit: $(STAMP)  ## look for known vulnerabilities of the Python packages in the image; asks the index for its advisories
 	$(BIN)/python -m pip install --quiet pip-audit
-	$(BIN)/pip-audit --strict --no-deps --disable-pip --vulnerability-service pypi --requirement image/requirements.txt
+	$(BIN)/pip-audit --strict --require-hashes --disable-pip --vulnerability-service pypi --requirement image/requirements.txt
 
 docs: $(STAMP)  ## build the site into build/site, and check every link in it; ARGS="serve" to look at it while you write
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs $(or $(ARGS),build --quiet)
