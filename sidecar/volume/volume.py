@@ -13,19 +13,18 @@ import asyncio
 import contextlib
 import dataclasses
 import errno
-import logging
 import os
 import time
 import weakref
 from collections.abc import AsyncIterator, Callable, Collection, Mapping
-from contextlib import AbstractContextManager, asynccontextmanager
+from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any, Final, Literal, TypeVar, Unpack, get_args, overload
 
 from sidecar import _errors
 from sidecar.fs import oserrors
-from sidecar.process import arguments, executor, metrics, request_context, tracing
-from sidecar.volume import change_log
+from sidecar.process import arguments, executor, request_context, tracing
+from sidecar.volume import change_log, outcomes
 from sidecar.volume.content import local_file, payload
 from sidecar.volume.content import snapshot as snapshots
 from sidecar.volume.content.metadata import Metadata, is_publisher_name
@@ -62,15 +61,6 @@ KEEP_BYTES = 256 << 20
 KEEP_DELETED_FILES = 10
 GRACE_SECONDS = 30.0
 _EXPIRY_DELAY = 0.1
-#: The label lookup is cached: thousands of publishes per second are counted.
-_PUBLISHED, _UNCHANGED, _DELETED = map(
-    metrics.PUBLISH_TOTAL.labels, ("published", "unchanged", "deleted")
-)
-
-
-#: Results that are the fault of the volume or of the program.
-_ERRORS = ("failed", "uncertain")
-
 _VOLUMES: weakref.WeakSet[Volume] = weakref.WeakSet()
 
 
@@ -398,7 +388,7 @@ class Volume:
 
         def ended(outcome: Outcome) -> None:
             request_context.CURRENT.set(request)  # the batch may contain writes of other clients
-            _count_result(outcome, self._display_path(name), started)
+            outcomes.count_result(outcome, self._display_path(name), started)
             callback(outcome)
 
         return self._loop_commits().submit(name, content, ended, metadata)
@@ -488,16 +478,16 @@ class Volume:
         operation = self._operation(if_match, None, dry_run, metadata)
         operation.purge = arguments.check_flag("purge", purge)
         where = self._display_path(name)
-        with _publish_span("delete", where, dry_run=dry_run) as span:
+        with outcomes.publish_span("delete", where, dry_run=dry_run) as span:
             try:
                 done = await self._run_step(self._store.delete, name, operation=operation)
             except BaseException as error:
-                count_failure(error, where, dry_run=dry_run)
-                _note_outcome(span, error)
+                outcomes.count_failure(error, where, dry_run=dry_run)
+                outcomes.note_outcome(span, error)
                 raise
-            _note_outcome(span, done)
+            outcomes.note_outcome(span, done)
         if not dry_run:
-            _DELETED.inc()
+            outcomes.DELETED.inc()
             change_log.note("deleted", where, "with its history" if purge else "its history stays")
         return done
 
@@ -536,7 +526,7 @@ class Volume:
             yield upload
         except BaseException as error:
             if not upload.handed_over:
-                count_failure(error, self._display_path(name), dry_run=dry_run)
+                outcomes.count_failure(error, self._display_path(name), dry_run=dry_run)
             raise
         finally:
             await upload.end()
@@ -844,7 +834,7 @@ class Volume:
         """Run `work`, count its result and log it, and have a span for it, whose context is stored with the content."""
         started, before = time.perf_counter(), self._published
         dry_run = operation.dry_run
-        with _publish_span("publish", where, dry_run=dry_run) as span:
+        with outcomes.publish_span("publish", where, dry_run=dry_run) as span:
             if span is not None:
                 given = operation.metadata or Metadata(published_at=time.time())
                 context = tracing.traceparent() or given.traceparent
@@ -854,19 +844,21 @@ class Volume:
                 published: Publication = await work()
             except asyncio.CancelledError as error:
                 if self._published is not before and self._published is not None and not dry_run:
-                    _count_result(self._published, where, started, done)  # too late to cancel
-                    _note_outcome(span, self._published)
+                    outcomes.count_result(
+                        self._published, where, started, done
+                    )  # too late to cancel
+                    outcomes.note_outcome(span, self._published)
                 else:
-                    count_failure(error, where, dry_run=dry_run)
-                    _note_outcome(span, error)
+                    outcomes.count_failure(error, where, dry_run=dry_run)
+                    outcomes.note_outcome(span, error)
                 raise
             except BaseException as error:
-                count_failure(error, where, dry_run=dry_run)
-                _note_outcome(span, error)
+                outcomes.count_failure(error, where, dry_run=dry_run)
+                outcomes.note_outcome(span, error)
                 raise
             if not dry_run:
-                _count_result(published, where, started, done)
-            _note_outcome(span, published)
+                outcomes.count_result(published, where, started, done)
+            outcomes.note_outcome(span, published)
         return published
 
     async def _run_step(self, function: Callable[..., R], *args: Any, operation: Operation) -> R:
@@ -960,74 +952,3 @@ def _check_content(content: object) -> None:
         "a content is bytes, str, os.PathLike (a file to publish), Upload or Content,"
         f" not {type(content).__name__}{more}"
     )
-
-
-def _count_result(outcome: Outcome, where: str, started: float, done: str = "published") -> None:
-    """Count a completed or failed publish; record its duration if it succeeded."""
-    if not isinstance(outcome, Publication):
-        count_failure(outcome, where)
-        return
-    (_PUBLISHED if outcome.changed else _UNCHANGED).inc()
-    metrics.PUBLISH_SECONDS.observe(time.perf_counter() - started)
-    if outcome.changed:
-        change_log.note(done, where, "%d bytes, version %s", outcome.size, outcome.version)
-
-
-def count_failure(
-    error: BaseException, where: str, *, dry_run: bool = False, once: bool = False
-) -> None:
-    """Count a failed publish or delete, and log the reason.
-
-    With `once`, an error that was already counted is skipped. Without it, each caller of a group commit is counted,
-    although all get the same error.
-    """
-    result = _result(error)
-    if not isinstance(error, _errors.SidecarError):
-        if not dry_run:
-            metrics.PUBLISH_TOTAL.labels(result).inc()
-        return
-    if not dry_run and not (once and error.counted):
-        metrics.PUBLISH_TOTAL.labels(result).inc()
-        level = logging.WARNING if result in _ERRORS else logging.INFO
-        change_log.note(result, where, change_log.one_line(str(error)), level=level)
-    error.counted = True
-
-
-def _publish_span(
-    name: str, where: str, *, dry_run: bool
-) -> AbstractContextManager[tracing.Span | None]:
-    attributes = {"file.path": where, "sidecar.dry_run": dry_run or None}
-    return tracing.span(name, attributes, kind="producer")
-
-
-def _note_outcome(span: tracing.Span | None, outcome: Outcome | None) -> None:
-    """Add the outcome of a publish to its span; None: a loose file was deleted."""
-    if span is None:
-        return
-    if isinstance(outcome, BaseException):
-        result = _result(outcome)
-        tracing.set_attributes(span, {"sidecar.result": result})
-        if result in _ERRORS:
-            tracing.set_error(span, type(outcome).__name__)
-    elif outcome is None:
-        tracing.set_attributes(span, {"sidecar.result": "deleted"})
-    else:
-        changed = "published" if outcome.changed else "unchanged"
-        about = {"sidecar.version": outcome.version, "sidecar.result": changed}
-        tracing.set_attributes(span, {"file.size": outcome.size, **about})
-
-
-def _result(error: BaseException) -> str:
-    match error:
-        case asyncio.CancelledError() | ConnectionError():
-            return "cancelled"
-        case _errors.PublishUncertain():
-            return "uncertain"
-        case _errors.VersionConflict():
-            return "conflict"
-        case _errors.ContentRefused() | _errors.NameRefused():
-            return "refused"
-        case _errors.FileMissing() | _errors.UnknownVersion():
-            return "missing"
-        case _:
-            return "failed"

@@ -35,7 +35,7 @@ from sidecar.http.semantics import bearer_auth, cross_origin, representation, se
 from sidecar.http.server.recv import BufferPool
 from sidecar.http.subscribe import long_poll
 from sidecar.process import arguments, request_context, tracing
-from sidecar.volume import change_log
+from sidecar.volume import change_log, outcomes
 from sidecar.volume.content.snapshot import MAX_SIZE
 from sidecar.volume.publish import models
 from sidecar.volume.publish.group_commit import Outcome
@@ -50,7 +50,6 @@ from sidecar.volume.volume import (
     KEEP_VERSIONS,
     Durability,
     Volume,
-    count_failure,
     too_large,
 )
 
@@ -265,7 +264,7 @@ def _attempt(handler: Handler) -> Handler:
         except _errors.SidecarError as error:
             name = request.match_info.get("name")
             where = os.path.join(request.app[WRITER].volume.path, change_log.one_line(name or ""))
-            count_failure(error, where, dry_run="dry_run" in request.query, once=True)
+            outcomes.count_failure(error, where, dry_run="dry_run" in request.query, once=True)
             raise
 
     return attempted
@@ -448,7 +447,7 @@ def _dry_run_headers(*, dry_run: bool) -> dict[str, str]:
 def _too_large(writer: Writer, name: str, *, dry_run: bool) -> problems.Problem:
     where = os.path.join(writer.volume.path, name)
     error = too_large(where, writer.max_size)
-    count_failure(error, where, dry_run=dry_run)
+    outcomes.count_failure(error, where, dry_run=dry_run)
     problem = problems.from_error(error)
     problem.force_close()
     return problem
