@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -60,7 +61,8 @@ def run(
     work = reloader.run()
     if port is not None:
         work = probe_server.beside(work, _probed(reloader), host, port)
-    lifecycle.run(work)
+    # A few requests a minute and the probes: uvloop's 3 MB would buy nothing.
+    lifecycle.run(work, loop_factory=asyncio.new_event_loop)
     if once and reloader.version is None:
         # An init container that was stopped has not succeeded.
         why = f": {reloader.problem}" if reloader.problem else ""
