@@ -18,6 +18,7 @@ ONLY = {
     "aiohttp": ("http/", "mirror/", "logs/sinks", "cli/", "testing"),
     "click": ("cli/",),
     "prometheus_client": ("process/metrics",),
+    "aiomqtt": ("mirror/sources/mqtt",),
     "nats": ("mirror/sources/nats",),
     "obstore": ("mirror/sources/objects",),
     "cryptography": ("volume/validation/signatures",),

@@ -38,7 +38,9 @@ def program(name: str, package: str = "", path: str = "") -> str:
         if found.is_file():
             return str(found)
     # Some packages put it beside the interpreter.
-    on_path = shutil.which(name, path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    on_path = shutil.which(
+        name, path=f"{Path(sys.executable).parent}:{os.environ['PATH']}:/usr/sbin"
+    )
     if on_path is None:
         pytest.skip(f"{name} is not installed" + (f" (pip install {package})" if package else ""))
     return on_path
@@ -223,3 +225,20 @@ class OpenBao(Server):
         made = urllib.request.Request(f"{self.url}/v1/{path}", data, {"X-Vault-Token": "root"}, method=method)  # fmt: skip
         with urllib.request.urlopen(made, timeout=10) as answer:
             return dict(json.loads(answer.read() or b"{}"))
+
+
+class Mosquitto(Server):
+    """An MQTT broker, with the lines of its configuration; without a password anybody may do everything."""
+
+    def __init__(self, directory: Path, *lines: str) -> None:
+        self.port = free_port()
+        self.url = f"mqtt://127.0.0.1:{self.port}"
+        config = directory / "mosquitto.conf"
+        text = (f"listener {self.port} 127.0.0.1", *(lines or ("allow_anonymous true",)))
+        config.write_text("".join(f"{line}\n" for line in text))
+
+        def ready() -> bool:
+            with socket.create_connection(("127.0.0.1", self.port), timeout=2):
+                return True
+
+        super().__init__([program("mosquitto"), "-c", config], ready, directory / "mosquitto.log")

@@ -86,6 +86,7 @@ def command(
     etcd+https://host:2379/PREFIX/                  the keys below a prefix; so does consul+https
     redis://host:6379/DB/KEY                        the fields of a hash; rediss with TLS
     nats://host:4222/BUCKET/PREFIX                  the keys of a bucket; nats+tls with TLS
+    mqtt://host:1883/PREFIX/                        the retained messages below a prefix; mqtts with TLS
     s3://BUCKET/PREFIX#manifest=manifest.json       the objects of a manifest, or all; so do gs and az
     vault+https://host:8200/MOUNT/PATH              the keys of a secret
     sidecar+https://host:8081/                      the files of another reader

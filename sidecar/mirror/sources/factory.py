@@ -132,6 +132,21 @@ _OBJECTS = _Kind(
     },
     extra="objects",
 )
+_MQTT = _Kind(
+    "mqtt",
+    "MqttSource",
+    {
+        **_TLS,
+        "user": config_types.text,
+        "password_file": config_types.text,
+        "timeout": config_types.seconds,
+        "settle": config_types.seconds,
+        "ping": config_types.seconds,
+        "recheck": config_types.seconds,
+        "max_bytes": config_types.some_size,
+    },
+    extra="mqtt",
+)
 _WAITING = {**_HTTP, "wait": config_types.seconds}
 _VAULT = _Kind("vault", "VaultSource", {**_POLLING, "namespace": config_types.text})
 _CONSUL = _Kind("consul", "ConsulSource", _WAITING)
@@ -139,6 +154,8 @@ _READER = _Kind("reader", "ReaderSource", _WAITING)
 _KINDS: Mapping[str, _Kind] = {
     "redis": _REDIS,
     "rediss": _REDIS,
+    "mqtt": _MQTT,
+    "mqtts": _MQTT,
     "s3": _OBJECTS,
     "gs": _OBJECTS,
     "az": _OBJECTS,
@@ -162,7 +179,7 @@ _KINDS: Mapping[str, _Kind] = {
 FORMS = (
     "https://host/file, git+https://host/repo.git?ref=main, kube://namespace/configmaps?labelSelector=…,"
     " etcd+https://host:2379/prefix/, consul+https://host:8501/prefix/, vault+https://host:8200/mount/path,"
-    " redis://host:6379/db/key, nats://host:4222/bucket, s3://bucket/prefix, sidecar+https://host:8081/"
+    " redis://host:6379/db/key, nats://host:4222/bucket, mqtt://host:1883/prefix/, s3://bucket/prefix, sidecar+https://host:8081/"
 )
 
 
