@@ -10,7 +10,7 @@ from typing import Any
 
 from prometheus_client import Counter, Gauge, Histogram
 
-from sidecar.process import metrics
+from sidecar.process import log_events, metrics
 
 ROOT = Path(__file__).parent.parent
 METRICS = ROOT / "docs/reference/metrics.md"
@@ -83,21 +83,23 @@ def _written_families() -> Iterator[tuple[str, str, tuple[str, ...], str]]:
 
 def log_events_page(text: str) -> str:
     """Return the page with its tables as the code is now; what stands above the mark stays."""
-    packages: dict[str, list[tuple[str, str, str]]] = {}
+    packages: dict[str, list[tuple[str, str, str, str]]] = {}
     for path in sorted((ROOT / "sidecar").rglob("*.py")):
         module = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
-        for level, message in events(path):
+        for level, message, event in events(path):
             package = module.split(".")[1]
-            packages.setdefault(package, []).append((message, level, module))
-    tables = [
+            packages.setdefault(package, []).append((message, level, event, module))
+    names = [f"| `{name}` | {meaning} |" for name, meaning in sorted(log_events.EVENTS.items())]
+    tables = ["\n".join(["\n## Events\n", "| `event` | |", "|---|---|", *names, ""])]
+    tables += [
         "\n".join(
             [
                 f"\n## `sidecar.{package}`\n",
-                "| message | level | logger |",
-                "|---|---|---|",
+                "| message | level | event | logger |",
+                "|---|---|---|---|",
                 *(
-                    f"| {_cell(message)} | {level} | `{module}` |"
-                    for message, level, module in sorted(set(found))
+                    f"| {_cell(message)} | {level} | {event and f'`{event}`'} | `{module}` |"
+                    for message, level, event, module in sorted(set(found))
                 ),
                 "",
             ]
@@ -107,8 +109,8 @@ def log_events_page(text: str) -> str:
     return _above(text, LOG_EVENTS) + "".join(tables)
 
 
-def events(path: Path) -> Iterator[tuple[str, str]]:
-    """Yield level and message of each call of a logger in a file, with `…` in the place of what is put in."""
+def events(path: Path) -> Iterator[tuple[str, str, str]]:
+    """Yield level, message and event of each call of a logger in a file, with `…` in the place of what is put in."""
     for call in _calls(path):
         if not (isinstance(call.func, ast.Attribute) and call.args):
             continue
@@ -118,7 +120,16 @@ def events(path: Path) -> Iterator[tuple[str, str]]:
             continue
         message = _text(call.args[1 if method == "log" else 0])
         if message and message != "…":
-            yield {"log": "varies", "exception": "ERROR"}.get(method, method.upper()), message
+            level = {"log": "varies", "exception": "ERROR"}.get(method, method.upper())
+            yield level, message, _event(call)
+
+
+def _event(call: ast.Call) -> str:
+    """Return the event that a call of a logger names: in `extra={"event": NAME}`."""
+    for word in call.keywords:
+        if word.arg == "extra" and isinstance(word.value, ast.Dict):
+            return str(ast.literal_eval(word.value).get("event", ""))
+    return ""
 
 
 def _calls(path: Path) -> Iterator[ast.Call]:

@@ -240,7 +240,9 @@ def to_response(problem: web.HTTPException) -> web.Response:
 def internal_error(error: BaseException) -> Problem:
     """Log an unexpected error with a new id, and return a problem that contains only the id."""
     number = uuid.uuid4().urn
-    _log.error("unexpected error %s", number, exc_info=error)
+    _log.error(
+        "unexpected error %s", number, exc_info=error, extra={"event": "http.internal_error"}
+    )
     return Problem(
         "internal-error",
         f"an unexpected error has happened; the log of the service has it under {number}",

@@ -271,6 +271,7 @@ class Collector:
                 _log.warning(
                     "another collector uses the checkpoint %s: waiting for its end",
                     self.source.checkpoint_path,
+                    extra={"event": "logs.checkpoint_locked"},
                 )
             waiting = True
             if self._loop.leaving:
@@ -283,9 +284,18 @@ class Collector:
         try:
             await run_in_thread(self.source.open, [worker.name for worker in self.workers])
             if not self.source.has_matches:
-                _log.warning("no file matches %s yet", " ".join(self.source.patterns))
+                _log.warning(
+                    "no file matches %s yet",
+                    " ".join(self.source.patterns),
+                    extra={"event": "logs.no_file"},
+                )
                 for name in await run_in_thread(self.source.directory_patterns):
-                    _log.warning("%s is a directory: name the files in it, as %s/*", name, name)
+                    _log.warning(
+                        "%s is a directory: name the files in it, as %s/*",
+                        name,
+                        name,
+                        extra={"event": "logs.no_file"},
+                    )
             await self._loop.open()
             for worker in self.workers:
                 begun = await worker.sink.open(self.source.resume.get(worker.name))
@@ -337,6 +347,7 @@ class Collector:
                 "not everything was delivered within %g s: %s; the rest follows at the next start",
                 timeout,
                 left or "there is more to read",
+                extra={"event": "logs.drain_timeout"},
             )
         for task in done:
             if (error := task.exception()) is not None:
@@ -364,7 +375,11 @@ class Collector:
             why = str(error) if isinstance(error, _errors.SidecarError) else oserrors.hint(error)
             failure = f"cannot save the checkpoint {self.source.checkpoint_path}: {why}"
             if self._save_failure != failure:
-                _log.error("%s; collecting goes on, a restart would deliver lines again", failure)
+                _log.error(
+                    "%s; collecting goes on, a restart would deliver lines again",
+                    failure,
+                    extra={"event": "logs.checkpoint_unwritable"},
+                )
             self._save_failure = failure
         else:
             self._save_failure = None
@@ -404,7 +419,11 @@ class Collector:
             return
         size = sum(len(one.record.raw) for one in rejected)
         _log.error(
-            "%s refused %d records for good: %s", worker.name, len(rejected), rejected[0].reason
+            "%s refused %d records for good: %s",
+            worker.name,
+            len(rejected),
+            rejected[0].reason,
+            extra={"event": "logs.records_refused"},
         )
         metrics.LOGS_LOST_BYTES_TOTAL.labels("refused").inc(size)
 

@@ -86,7 +86,7 @@ class Topology:
             for name, collector in following.collectors.items():
                 _pass_state(before.get(name), collector)
             self._plan = following
-            _log.info("the new configuration is in use")
+            _log.info("the new configuration is in use", extra={"event": "config.loaded"})
             metrics.RELOAD_TOTAL.labels("config", "ok").inc()
             metrics.RELOAD_LAST_SUCCESS_TIMESTAMP_SECONDS.set_to_current_time()
 
@@ -166,7 +166,11 @@ async def _next_plan(plan: Plan, make: Callable[[], Plan]) -> Plan:
             made = await run_in_thread(make)
         except _errors.ConfigError as error:
             known = before = now
-            _log.error("the new configuration is refused, the one before stays in use: %s", error)
+            _log.error(
+                "the new configuration is refused, the one before stays in use: %s",
+                error,
+                extra={"event": "config.refused"},
+            )
             metrics.RELOAD_TOTAL.labels("config", "refused").inc()
             continue
         if made.config != plan.config:

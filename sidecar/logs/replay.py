@@ -139,7 +139,7 @@ async def _write_batch(sink: Sink, some: Sequence[_Letter], timeout: float) -> R
             pause = min(error.retry_after or pause * 2, _MAX_BACKOFF_SECONDS)
             if time.monotonic() + pause > end:
                 raise
-            _log.warning("%s; trying again", error)
+            _log.warning("%s; trying again", error, extra={"event": "logs.sink_failing"})
             await asyncio.sleep(pause)
 
 

@@ -200,7 +200,7 @@ class SinkWorker:
                 attempts = await self._back_off(error.retry_after, attempts)
                 continue
             if self.failure is not None:
-                _log.info("%s takes lines again", self.name)
+                _log.info("%s takes lines again", self.name, extra={"event": "logs.sink_recovered"})
                 self.failure, self.failing_since = None, None
             return result
 
@@ -209,12 +209,21 @@ class SinkWorker:
         now = time.monotonic()
         if self.failing_since is None:
             self.failing_since = self._logged_at = now
-            _log.warning("%s takes nothing now: %s; trying again", self.name, reason)
+            _log.warning(
+                "%s takes nothing now: %s; trying again",
+                self.name,
+                reason,
+                extra={"event": "logs.sink_failing"},
+            )
         elif now - self._logged_at >= _REPEAT_WARNING_SECONDS:
             self._logged_at = now
             since = now - self.failing_since
             _log.warning(
-                "%s has taken nothing for %.0f s: %s; trying again", self.name, since, reason
+                "%s has taken nothing for %.0f s: %s; trying again",
+                self.name,
+                since,
+                reason,
+                extra={"event": "logs.sink_failing"},
             )
 
     async def _back_off(self, asked: float | None, attempts: int) -> int:

@@ -114,7 +114,12 @@ class Composition:
                 unit.good = ()
         for name in refused.keys() - self.refused.keys():
             metrics.MIRROR_VERSIONS_TOTAL.labels("refused").inc()
-            _log.warning("the unit %s is refused: %s", name, refused[name])
+            _log.warning(
+                "the unit %s is refused: %s",
+                name,
+                refused[name],
+                extra={"event": "mirror.unit_refused"},
+            )
         self.refused = refused
         return names.files
 

@@ -246,7 +246,7 @@ class Mirror:
             metrics.MIRROR_RELISTS_TOTAL.labels("content").inc()
             return False
         if one.held is not None:
-            _log.info("%s is published again", one.name)
+            _log.info("%s is published again", one.name, extra={"event": "mirror.released"})
         one.held = None
         one.since = found.token
         self._accepted_states += 1
@@ -255,7 +255,9 @@ class Mirror:
 
     def _hold(self, one: Followed, held: Held) -> None:
         if one.held is None:
-            _log.warning("%s: not published: %s", one.name, held.message)
+            _log.warning(
+                "%s: not published: %s", one.name, held.message, extra={"event": "mirror.held"}
+            )
             metrics.MIRROR_VERSIONS_TOTAL.labels("held").inc()
         one.held, one.since = held, None
 
@@ -315,7 +317,7 @@ class Mirror:
                 await self._wait_for_state(self._held_pause)
             except (_errors.SidecarError, OSError) as error:
                 self._problem = str(error)
-                _log.warning("%s; trying again", error)
+                _log.warning("%s; trying again", error, extra={"event": "mirror.publish_failed"})
                 await self._wait_for_state(_RETRY_SECONDS)
             else:
                 self._problem, self._published_states = None, accepted
@@ -339,7 +341,7 @@ class Mirror:
     def _note_contact(self, one: Followed) -> None:
         one.contact = time.monotonic()
         if one.problem is not None:
-            _log.info("%s answers again", one.name)
+            _log.info("%s answers again", one.name, extra={"event": "mirror.source_recovered"})
             one.problem = None
         if one.is_stale or not one.has_answered:
             one.has_answered = True
@@ -347,7 +349,11 @@ class Mirror:
 
     def _note_problem(self, one: Followed, problem: str) -> None:
         if one.problem != problem:
-            _log.warning("%s; trying again, and the files stay", problem)
+            _log.warning(
+                "%s; trying again, and the files stay",
+                problem,
+                extra={"event": "mirror.source_failing"},
+            )
         one.problem = problem
 
     async def _tell_staleness(self) -> None:
@@ -382,10 +388,16 @@ class Mirror:
         try:
             await self._volume.mark_source(reasons)
         except _errors.PublishError as error:
-            _log.warning("%s; readers do not know yet whether a source is stale", error)
+            _log.warning(
+                "%s; readers do not know yet whether a source is stale",
+                error,
+                extra={"event": "mirror.mark_failed"},
+            )
             return False
         for name, reason in reasons.items():
-            _log.warning("the source %s is stale: %s", name, reason)
+            _log.warning(
+                "the source %s is stale: %s", name, reason, extra={"event": "mirror.source_stale"}
+            )
         return True
 
 

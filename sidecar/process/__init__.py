@@ -2,7 +2,7 @@
 
 `lifecycle` runs a program until one of the stop `signals`; `executor` runs blocking work in threads,
 `memory` returns unused memory to the kernel, `nofile_limit` raises the limit of open files.
-`health`, `metrics` and `logging` report the state of the program; `tracing` makes spans, which `span_export` exports.
+`health`, `metrics` and `logging` report the state of the program, `log_events` lists the names of what is logged; `tracing` makes spans, which `span_export` exports.
 `prefork/` runs several worker processes, `helper_process` runs cancellable work in one,
 and `parent_death` ends a process with its parent.
 `process_table` lists the other processes.

@@ -97,7 +97,9 @@ def _ask(name: str, check: Check) -> str:
     try:
         return check() or OK
     except Exception as error:  # noqa: BLE001 (a probe must be answered)
-        _log.exception("the health check of %s failed", name)
+        _log.exception(
+            "the health check of %s failed", name, extra={"event": "health.check_failed"}
+        )
         return f"the check itself failed: {type(error).__name__}: {error}"
 
 

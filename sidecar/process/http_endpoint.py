@@ -189,9 +189,17 @@ class Tls:
             try:
                 self._context = self._load()
             except ConfigError as error:
-                _log.warning("%s (the last ones stay in use until that is mended)", error)
+                _log.warning(
+                    "%s (the last ones stay in use until that is mended)",
+                    error,
+                    extra={"event": "tls.certificate_problem"},
+                )
             else:
-                _log.info("%s: the renewed certificates are in use", self._sink)
+                _log.info(
+                    "%s: the renewed certificates are in use",
+                    self._sink,
+                    extra={"event": "tls.certificate_replaced"},
+                )
         return self._context
 
     def _stat(self) -> Sequence[object]:

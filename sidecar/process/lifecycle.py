@@ -231,7 +231,11 @@ class _StopController:
             self._request(number)
         if self._task is None or self._stop_warning:
             return
-        _log.info("%s: draining, a second signal exits at once", signal.Signals(number).name)
+        _log.info(
+            "%s: draining, a second signal exits at once",
+            signal.Signals(number).name,
+            extra={"event": "process.draining"},
+        )
         self._stop_warning = asyncio.get_running_loop().call_later(
             _STOP_WARNING_DELAY, self._warn_still_running
         )
@@ -244,6 +248,7 @@ class _StopController:
                 "if that is no clean-up, it has swallowed asyncio.CancelledError",
                 _STOP_WARNING_DELAY,
                 _position(self._task.get_coro()),
+                extra={"event": "process.does_not_end"},
             )
 
 

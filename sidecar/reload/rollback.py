@@ -102,7 +102,10 @@ class Rollback:
             return
         except (OSError, ValueError, TypeError, KeyError) as error:
             _log.warning(
-                "%s cannot be used (%s): what was confirmed before is not known", self._state, error
+                "%s cannot be used (%s): what was confirmed before is not known",
+                self._state,
+                error,
+                extra={"event": "reload.state_lost"},
             )
             return
         self.confirmed, self.refusal = state
@@ -188,6 +191,7 @@ class Rollback:
                 "cannot remember in %s what was confirmed: %s (a restart forgets it; see --state-file)",
                 self._state,
                 error,
+                extra={"event": "reload.state_lost"},
             )
         else:
             self._saved = data

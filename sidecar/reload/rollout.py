@@ -108,4 +108,10 @@ class FailureReports:
         try:
             await self._stop.report(change, reason)
         except ActionFailed as error:
-            _log.warning("version %s of %s: %s", change.version, change.path, error)
+            _log.warning(
+                "version %s of %s: %s",
+                change.version,
+                change.path,
+                error,
+                extra={"event": "reload.report_failed"},
+            )

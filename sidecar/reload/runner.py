@@ -293,12 +293,16 @@ class Reloader:
                 self._reported = True
                 self._reports.send(change, str(error))
             if rolls_back:
-                _log.warning("%s; rolling back", self._failures[id(action)])
+                _log.warning(
+                    "%s; rolling back", self._failures[id(action)], extra={"event": "reload.failed"}
+                )
                 self._refusal = self._refusal or str(error)
                 for waiting in self._waiting:
                     _wake(waiting)
                 return False
-        _log.warning("%s; trying again", self._failures[id(action)])
+        _log.warning(
+            "%s; trying again", self._failures[id(action)], extra={"event": "reload.failed"}
+        )
         pause = max(self._config.backoff(attempt), error.retry_after or 0.0)
         return not await self._newer_within(change, min(pause, left) if rolls_back else pause)
 
@@ -328,6 +332,7 @@ class Reloader:
                     refused.version,
                     change.path,
                     confirmed,
+                    extra={"event": "reload.rolled_back"},
                 )
             if await self._newer_within(change, pause):
                 self._failures.pop(id(rollback), None)
@@ -347,7 +352,13 @@ class Reloader:
             return error
         metrics.RELOAD_TOTAL.labels(action.kind, "ok").inc()
         self._failures.pop(id(action), None)
-        _log.info("version %s of %s: %s succeeded", change.version, change.path, action)
+        _log.info(
+            "version %s of %s: %s succeeded",
+            change.version,
+            change.path,
+            action,
+            extra={"event": "reload.succeeded"},
+        )
         return None
 
     def _is_over(self, change: Change) -> bool:

@@ -49,7 +49,19 @@ def note(outcome: str, where: str, detail: str, *args: object, level: int = logg
     elif len(_recent) >= _MAX_RECENT:
         _prune(now)
     _recent[outcome, where] = _Recent(now)
-    _log.log(level, "%s %s: %s%s", outcome, where, _format(detail, args), _client())
+    _log.log(
+        level,
+        "%s %s: %s%s",
+        outcome,
+        where,
+        _format(detail, args),
+        _client(),
+        extra=_event(outcome),
+    )
+
+
+def _event(outcome: str) -> dict[str, str]:
+    return {"event": "content.changed", "outcome": outcome}
 
 
 def _format(detail: str, args: tuple[object, ...]) -> str:
@@ -84,6 +96,7 @@ def _log_summary(outcome: str, where: str, level: int) -> None:
             recent.suppressed,
             _SUMMARY_INTERVAL,
             _format(*recent.last),
+            extra=_event(outcome),
         )
         recent.logged_at, recent.suppressed = time.monotonic(), 0
 

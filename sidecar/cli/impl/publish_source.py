@@ -187,6 +187,7 @@ def _check_nothing_left_out(fd: int, source: str, files: Collection[str]) -> Non
             "%s holds a set; the files beside it are not published: %s",
             source,
             ", ".join(map(one_line, beside[:_MAX_NAMES_SHOWN])),
+            extra={"event": "set.files_beside"},
         )
 
 

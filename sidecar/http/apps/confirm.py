@@ -178,5 +178,7 @@ class ReaderConfirmation:
     def _log_problem(self, problem: str | None) -> None:
         """Log a problem with the reader, once per new problem."""
         if problem is not None and problem != self._logged_problem:
-            _log.warning("cannot confirm with %s: %s", self._url, problem)
+            _log.warning(
+                "cannot confirm with %s: %s", self._url, problem, extra={"event": "confirm.failed"}
+            )
         self._logged_problem = problem

@@ -174,7 +174,14 @@ class WriteHealth:
     def _set(self, problem: str | None) -> None:
         if (problem is None) is not (self._problem is None):
             if problem is None:
-                _log.info("%s can be written again", self._volume.path)
+                _log.info(
+                    "%s can be written again", self._volume.path, extra={"event": "volume.writable"}
+                )
             else:
-                _log.warning("%s takes no writes: %s", self._volume.path, problem)
+                _log.warning(
+                    "%s takes no writes: %s",
+                    self._volume.path,
+                    problem,
+                    extra={"event": "volume.unwritable"},
+                )
         self._problem = problem

@@ -251,12 +251,19 @@ class BearerTokens:
 
     def _store(self, tokens: tuple[Token, ...], found: frozenset[str]) -> None:
         for problem in sorted(found - self._problems):
-            _log.warning("%s", problem)
+            _log.warning("%s", problem, extra={"event": "tokens.file_problem"})
         secrets = frozenset(token.secret for token in tokens)
         if not tokens and (self._tokens or self._read_at < 0):
-            _log.warning("there is no token: every request is refused until there is one")
+            _log.warning(
+                "there is no token: every request is refused until there is one",
+                extra={"event": "tokens.none"},
+            )
         elif self._tokens and tokens != self._tokens:
-            _log.info("the tokens have changed: %s", ", ".join({one.name: 0 for one in tokens}))
+            _log.info(
+                "the tokens have changed: %s",
+                ", ".join({one.name: 0 for one in tokens}),
+                extra={"event": "tokens.changed"},
+            )
         self._tokens, self._secrets, self._problems = tokens, secrets, found
         self._read_at = time.monotonic()
 

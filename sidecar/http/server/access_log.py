@@ -29,4 +29,5 @@ class AccessLog(AbstractAccessLogger):
             response.status,
             response.body_length,
             time * 1000,
+            extra={"event": "http.request"},
         )

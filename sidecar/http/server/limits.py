@@ -143,6 +143,7 @@ class ConnectionLimiter:
                 "closing idle connections: %d are open, and more are not allowed"
                 " (see --max-connections, and `ulimit -n`)",
                 len(self.connections),
+                extra={"event": "http.connections_closed"},
             )
         for one in found:
             self.connections.discard(one)
@@ -192,6 +193,7 @@ class ConnectionLimiter:
             "refusing connections: %d are open, and more are not allowed"
             " (see --max-connections, and `ulimit -n`)",
             len(self.connections),
+            extra={"event": "http.connections_refused"},
         )
         metrics.HTTP_REQUESTS_TOTAL.labels("503").inc()
         return raw_response(
@@ -239,7 +241,11 @@ class ConnectionLimiter:
             self._stalled[connection] = taken, since if taken == known else loop.time()
         for connection, (_, since) in self._stalled.items():
             if loop.time() - since >= STALL_TIMEOUT and connection.client_transport is not None:
-                _log.info("a client has taken nothing for %g s and is let go", STALL_TIMEOUT)
+                _log.info(
+                    "a client has taken nothing for %g s and is let go",
+                    STALL_TIMEOUT,
+                    extra={"event": "http.client_stalled"},
+                )
                 abort(connection.client_transport)
         self._stall_check_scheduled = bool(self.connections)
         if self._stall_check_scheduled:

@@ -399,7 +399,12 @@ class ServerProtocol(AiohttpProtocol):
             _log.debug("a client went away in the middle of a request: %r", exc)
             raise ConnectionResetError("the client has gone")
         if request.writer.output_size > 0:
-            _log.error("the response to %s was cut off", request.path, exc_info=exc)
+            _log.error(
+                "the response to %s was cut off",
+                request.path,
+                exc_info=exc,
+                extra={"event": "http.response_cut"},
+            )
             raise ConnectionError("a part of the answer has been sent already")
         if isinstance(exc, UnicodeEncodeError) and "Expect" in request.headers:
             # aiohttp fails to encode its own message about an expectation that is not ASCII.

@@ -117,9 +117,15 @@ class _abort_on_error:  # noqa: N801 (used as a function)
             case ConnectionError():
                 return
             case TimeoutError():
-                _log.info("a client has taken nothing for %g s and is let go", SEND_TIMEOUT)
+                _log.info(
+                    "a client has taken nothing for %g s and is let go",
+                    SEND_TIMEOUT,
+                    extra={"event": "http.client_stalled"},
+                )
             case OSError():
-                _log.warning("an answer is cut off: %s", error)
+                _log.warning(
+                    "an answer is cut off: %s", error, extra={"event": "http.response_cut"}
+                )
             case _:
                 return
         raise ConnectionResetError("the answer cannot be completed") from error

@@ -259,7 +259,7 @@ async def _run(
         for endpoint in endpoints:
             listeners.append(await _listen(runner, limiter, endpoint, access_log=access_log))  # noqa: PERF401 (those before one that fails must be known)
         addresses = [endpoint.address for endpoint in endpoints]
-        _log.info("%s%s", title, ", ".join(addresses))
+        _log.info("%s%s", title, ", ".join(addresses), extra={"event": "server.listening"})
         if ready is not None:
             ready(addresses)
         await asyncio.get_running_loop().create_future()  # until this task is cancelled
@@ -397,6 +397,16 @@ async def _drain(
     unread = len(unacked)
     unacked.release_all()
     if unread > busy:
-        _log.warning("%d answers were not taken by their clients within %g s", unread, timeout)
+        _log.warning(
+            "%d answers were not taken by their clients within %g s",
+            unread,
+            timeout,
+            extra={"event": "server.drain_timeout"},
+        )
     if busy:
-        _log.warning("%d requests were not finished within %g s and are cut off", busy, timeout)
+        _log.warning(
+            "%d requests were not finished within %g s and are cut off",
+            busy,
+            timeout,
+            extra={"event": "server.drain_timeout"},
+        )

@@ -71,7 +71,11 @@ class ReloadingCertificate:
             try:
                 await self.reload()
             except Exception:  # noqa: BLE001 (the old pair stays in use)
-                _log.exception("cannot look at the certificate %s", self._cert)
+                _log.exception(
+                    "cannot look at the certificate %s",
+                    self._cert,
+                    extra={"event": "tls.certificate_problem"},
+                )
 
     async def reload(self) -> None:
         """Load the pair from the files if it has changed and is valid."""
@@ -88,7 +92,11 @@ class ReloadingCertificate:
         # On the event loop: no handshake can run between loading the certificate and its key.
         _load(self.context, pair)
         self._loaded, self._problem = pair, None
-        _log.info("the certificate %s has been replaced", self._cert)
+        _log.info(
+            "the certificate %s has been replaced",
+            self._cert,
+            extra={"event": "tls.certificate_replaced"},
+        )
 
     def _read(self) -> CertKeyPair:
         try:
@@ -106,7 +114,9 @@ class ReloadingCertificate:
 
     def _log_problem(self, problem: str) -> None:
         if problem != self._problem:
-            _log.warning("%s; the one in force stays", problem)
+            _log.warning(
+                "%s; the one in force stays", problem, extra={"event": "tls.certificate_problem"}
+            )
         self._problem = problem
 
 

@@ -344,7 +344,11 @@ class EventHub:
     def _on_task_done(self, task: asyncio.Task[None]) -> None:
         if task.cancelled() or task.exception() is None:
             return
-        _log.error("cannot send events: disconnecting all subscribers", exc_info=task.exception())
+        _log.error(
+            "cannot send events: disconnecting all subscribers",
+            exc_info=task.exception(),
+            extra={"event": "http.events_failed"},
+        )
         self.wake()
 
 

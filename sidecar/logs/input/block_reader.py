@@ -106,7 +106,14 @@ class BlockReader:
         """Count and log bytes that cannot be read any more."""
         self.lost[reason] = self.lost.get(reason, 0) + size
         level = logging.INFO if reason == "hole" else logging.ERROR
-        _log.log(level, "%d bytes of %s cannot be read any more (%s)", size, path, reason)
+        _log.log(
+            level,
+            "%d bytes of %s cannot be read any more (%s)",
+            size,
+            path,
+            reason,
+            extra={"event": "logs.bytes_lost"},
+        )
 
     # -- internals
 
@@ -126,7 +133,9 @@ class BlockReader:
             tracker.on_truncated(stream, now)
             return None
         except OSError as error:
-            _log.error("cannot read %s: %s", stream.path, error)
+            _log.error(
+                "cannot read %s: %s", stream.path, error, extra={"event": "logs.file_unreadable"}
+            )
             return None
         if stream.skipped_bytes:
             self.record_loss("hole", stream.skipped_bytes, stream.path)
@@ -146,5 +155,11 @@ class BlockReader:
         if content is not None and content.damaged and not content.reported:
             content.reported = True
             self.damaged[stream.path] = f"damaged after byte {stream.size}: {content.damaged}"
-            _log.error("%s is damaged after byte %d: %s", stream.path, stream.size, content.damaged)
+            _log.error(
+                "%s is damaged after byte %d: %s",
+                stream.path,
+                stream.size,
+                content.damaged,
+                extra={"event": "logs.file_damaged"},
+            )
             self.record_loss("damaged", os.fstat(content.fd).st_size, stream.path)

@@ -133,7 +133,10 @@ class Checkpoint:
                 continue
             except (OSError, ValueError) as error:
                 _log.error(
-                    "checkpoint %s cannot be used (%s); trying the previous one", path, error
+                    "checkpoint %s cannot be used (%s); trying the previous one",
+                    path,
+                    error,
+                    extra={"event": "logs.checkpoint_invalid"},
                 )
                 self._set_aside(path)
         return CheckpointState()
@@ -219,6 +222,7 @@ def _decode_entries(files: Sequence[Any]) -> Iterator[FileState]:
                 "entry %d of the checkpoint cannot be true (%r): its file is read from the beginning",
                 number,
                 error,
+                extra={"event": "logs.checkpoint_invalid"},
             )
 
 

@@ -151,6 +151,7 @@ class FileClassifier:
                 "%s still repeats the beginning of %s, which was not truncated: delivering it as well",
                 new_file.path,
                 candidate.original.path,
+                extra={"event": "logs.possible_copy"},
             )
             return False
         if candidate.content is None and candidate.path in self.registry.index.files:
@@ -159,6 +160,7 @@ class FileClassifier:
                 new_file.path,
                 candidate.original.path,
                 _MAX_OPEN_CANDIDATES,
+                extra={"event": "logs.possible_copy"},
             )
             return False
         self.registry.mark_copy(new_file.key, candidate)
@@ -183,6 +185,7 @@ class FileClassifier:
                 new_file.path,
                 stream.path,
                 _COPY_QUIET_SECONDS,
+                extra={"event": "logs.possible_copy"},
             )
         else:
             changed = known.signature != new_file.signature

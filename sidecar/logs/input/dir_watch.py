@@ -45,7 +45,9 @@ class DirectoryWatcher:
         try:
             self._inotify = Inotify()
         except OSError as error:
-            _log.warning("no change events (%s): polling instead", error)
+            _log.warning(
+                "no change events (%s): polling instead", error, extra={"event": "logs.polling"}
+            )
 
     @property
     def fd(self) -> int | None:
@@ -102,7 +104,12 @@ class DirectoryWatcher:
         except OSError as error:
             if error.errno not in (errno.ENOENT, errno.ENOTDIR):
                 if path not in self._silent:
-                    _log.warning("no change events for %s (%s): polling instead", path, error)
+                    _log.warning(
+                        "no change events for %s (%s): polling instead",
+                        path,
+                        error,
+                        extra={"event": "logs.polling"},
+                    )
                 self._silent.add(path)
             return
         self._silent.discard(path)

@@ -31,7 +31,13 @@ class LogOnce:
         if len(self.reasons) >= _MAX_PATHS:
             self.reasons = {p: r for p, r in self.reasons.items() if os.path.lexists(p)}
         self.reasons[path] = reason
-        self._log.warning("cannot %s %s: %s; trying again later", self._attempt, path, reason)
+        self._log.warning(
+            "cannot %s %s: %s; trying again later",
+            self._attempt,
+            path,
+            reason,
+            extra={"event": "logs.file_unreadable"},
+        )
 
     def clear(self, path: str) -> None:
         """Record that the last attempt succeeded."""

@@ -60,7 +60,11 @@ class Relocator:
         self.registry.add_new(fresh)
         stream.key, stream.live = None, False
         stream.unresolved, stream.loss_reason = stream.furthest, "truncated"
-        _log.info("%s was truncated or replaced; reading it from the beginning", path)
+        _log.info(
+            "%s was truncated or replaced; reading it from the beginning",
+            path,
+            extra={"event": "logs.file_truncated"},
+        )
         self.find_continuation(stream, now)
         self.registry.wake(fresh)
 

@@ -143,7 +143,9 @@ class RotationTracker:
         try:
             status = os.fstat(content.fd)
         except OSError as error:
-            _log.warning("cannot stat %s: %s", stream.path, error)
+            _log.warning(
+                "cannot stat %s: %s", stream.path, error, extra={"event": "logs.file_unreadable"}
+            )
             return
         stream.deleted = status.st_nlink == 0
         changed = (status.st_size, status.st_mtime_ns)
@@ -188,6 +190,7 @@ class RotationTracker:
                 "%s is cut off, or still being written: its compressed data ends in the middle, after %d bytes of lines; reading continues if it grows",
                 stream.path,
                 stream.size,
+                extra={"event": "logs.file_damaged"},
             )
 
     def release_copies(self, now: float) -> None:
@@ -210,7 +213,11 @@ class RotationTracker:
             try:
                 if deletion.delete_delivered(path, key, stream.size_and_mtime):
                     stream.deleted = True
-                    _log.info("deleted %s: all of it is delivered", path)
+                    _log.info(
+                        "deleted %s: all of it is delivered",
+                        path,
+                        extra={"event": "logs.file_deleted"},
+                    )
             except OSError as error:
                 self._delete_errors.log(path, error)
 
@@ -320,7 +327,7 @@ class RotationTracker:
             new_file.status
         )
         self.registry.add_new(stream, at_end=at_end, known_size=new_file.status.st_size)
-        _log.info("reading %s", new_file.path)
+        _log.info("reading %s", new_file.path, extra={"event": "logs.file_found"})
         self.check(stream, now)
 
     def _skips_existing(self, status: os.stat_result) -> bool:
@@ -416,6 +423,7 @@ class RotationTracker:
                 unread,
                 stream.path,
                 limit,
+                extra={"event": "logs.bytes_lost"},
             )
             self.registry.record_loss("deleted", unread, stream.path)
             self.registry.retire(stream)

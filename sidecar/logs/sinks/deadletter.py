@@ -80,6 +80,7 @@ class DeadLetterFile:
             first.record.offset,
             first.reason,
             self.path,
+            extra={"event": "logs.records_refused"},
         )
 
     def append(self, lines: bytes) -> None:
@@ -119,6 +120,7 @@ class DeadLetterFile:
                 self.path,
                 self.max_bytes,
                 lost,
+                extra={"event": "logs.dead_letters_lost"},
             )
 
 

@@ -210,6 +210,7 @@ class _Supervisor:
             number,
             error.strerror,
             _FORK_RETRY_DELAY,
+            extra={"event": "workers.fork_failed"},
         )
         self._start_times[number] = time.monotonic() + _FORK_RETRY_DELAY
 
@@ -238,6 +239,7 @@ class _Supervisor:
             "%s: %d workers drain, a second signal ends them at once",
             received.name,
             len(self._workers),
+            extra={"event": "process.draining"},
         )
         self._stopping = received
         self._drain()
@@ -261,6 +263,7 @@ class _Supervisor:
                 "%s has not ended %g s after the stop signal, and is killed",
                 worker,
                 self._drain_time + KILL_GRACE_PERIOD,
+                extra={"event": "workers.killed"},
             )
         self._killed = True
         self._kill_at = time.monotonic() + _REAP_TIMEOUT
@@ -296,7 +299,9 @@ class _Supervisor:
         if self._stopping is not None or self._status:
             self._status = self._status or status
             if status:
-                _log.warning("%s has ended %s while draining", worker, how)
+                _log.warning(
+                    "%s has ended %s while draining", worker, how, extra={"event": "workers.ended"}
+                )
             return
         if not worker.started and not self._first_started:
             self._give_up(status)  # it has logged the reason
@@ -311,12 +316,19 @@ class _Supervisor:
                 how,
                 MAX_DEATHS,
                 DEATH_WINDOW,
+                extra={"event": "workers.given_up"},
             )
             self._give_up(status)
             return
         pause = _FIRST_RESTART_DELAY * 2 ** (len(recent) - 2) if len(recent) > 1 else 0.0
         when = f"in {pause:g} s" if pause else "now"
-        _log.warning("%s has ended %s; another one begins %s", worker, how, when)
+        _log.warning(
+            "%s has ended %s; another one begins %s",
+            worker,
+            how,
+            when,
+            extra={"event": "workers.ended"},
+        )
         metrics.WORKER_RESTARTS_TOTAL.inc()
         self._start_times[worker.number] = deaths[-1] + pause
 
@@ -363,7 +375,7 @@ class _Supervisor:
         elif len(self._workers) == self._size and all(
             one.started for one in self._workers.values()
         ):
-            _log.info("all %d workers have started", self._size)
+            _log.info("all %d workers have started", self._size, extra={"event": "workers.started"})
 
     def _start_query(self, requester: _Worker, query_id: int, topic: str) -> None:
         limit = time.monotonic() + REPLY_TIMEOUT

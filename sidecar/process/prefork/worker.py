@@ -155,7 +155,7 @@ class ControlChannel:
             data = b""
         if not data:
             asyncio.get_running_loop().remove_reader(self._socket)
-            _log.warning("the parent process is gone")
+            _log.warning("the parent process is gone", extra={"event": "workers.parent_gone"})
             lifecycle.stop()
             return
         match json.loads(data):

@@ -182,7 +182,12 @@ class _BestEffort:
             and len(_WARNED_NAMES) < _MAX_WARNED_NAMES
         ):
             _WARNED_NAMES.add(self._what)
-            _log.warning("cannot keep versions of %s: %s", self._what, oserrors.hint(error))
+            _log.warning(
+                "cannot keep versions of %s: %s",
+                self._what,
+                oserrors.hint(error),
+                extra={"event": "history.not_kept"},
+            )
         return True
 
 
@@ -220,7 +225,11 @@ class _HistoryDirectory:
         for path in (layout.HISTORY, self._folder):
             if not stat.S_ISDIR(_lstat(self._dir_fd, path).st_mode):
                 os.unlink(path, dir_fd=self._dir_fd)
-                _log.warning("removed what lay in the place of the history: %s", path)
+                _log.warning(
+                    "removed what lay in the place of the history: %s",
+                    path,
+                    extra={"event": "history.intruder_removed"},
+                )
                 return
 
 

@@ -72,7 +72,12 @@ class MetadataStore:
             if metadata.signature is not None or error.errno in oserrors.NO_SPACE_ERRNOS:
                 raise
             where = self._settings.display_path(name)
-            _log.warning("cannot store the metadata of %s: %s", where, oserrors.hint(error))
+            _log.warning(
+                "cannot store the metadata of %s: %s",
+                where,
+                oserrors.hint(error),
+                extra={"event": "metadata.not_stored"},
+            )
 
     def attach_to_generation(self, generation: int, version: str, metadata: Metadata) -> None:
         """Store the metadata of a set in the directory of its generation, which is not visible yet.

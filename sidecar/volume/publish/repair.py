@@ -38,13 +38,21 @@ def restore(fd: int, settings: VolumeConfig) -> None:
             continue
         with logged(settings):
             _activate(fd, settings, entry, list(old))
-            _log.warning("%s: %s %s; activated %s again", settings.path, DATA, damage, entry)
+            _log.warning(
+                "%s: %s %s; activated %s again",
+                settings.path,
+                DATA,
+                damage,
+                entry,
+                extra={"event": "set.repaired"},
+            )
         return
     _log.warning(
         "%s: %s %s, and no whole generation is there (publish the set again)",
         settings.path,
         DATA,
         damage,
+        extra={"event": "set.broken"},
     )
 
 
@@ -54,7 +62,12 @@ def logged(settings: VolumeConfig) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        _log.warning("cannot repair the set in %s: %s", settings.path, oserrors.hint(error))
+        _log.warning(
+            "cannot repair the set in %s: %s",
+            settings.path,
+            oserrors.hint(error),
+            extra={"event": "set.broken"},
+        )
 
 
 def log_loose_files(fd: int, settings: VolumeConfig, names: Collection[str]) -> None:
@@ -70,6 +83,7 @@ def log_loose_files(fd: int, settings: VolumeConfig, names: Collection[str]) -> 
                 " (publish them with the set, or remove them)",
                 settings.path,
                 format_names(beside),
+                extra={"event": "set.files_beside"},
             )
         if permissions.blocks_foreign_links(os.fstat(fd)):
             _log.warning(

@@ -516,7 +516,11 @@ class Store:
         if not dry_run:
             self._metadata.sweep(fd)
         if freed >= wanted and not dry_run:
-            _log.warning("%s has reached its budget: forgot older versions", self._path)
+            _log.warning(
+                "%s has reached its budget: forgot older versions",
+                self._path,
+                extra={"event": "volume.budget_reached"},
+            )
         return freed
 
     def _could_reclaim(self, fd: int, size: int) -> bool:
@@ -535,7 +539,11 @@ class Store:
         forgotten = history.purge(fd) or bool(reclaimable)
         self._metadata.sweep(fd)
         if forgotten:
-            _log.warning("%s is full: removed older versions to free space", self._path)
+            _log.warning(
+                "%s is full: removed older versions to free space",
+                self._path,
+                extra={"event": "volume.full"},
+            )
         return forgotten
 
     def _read_active(self, fd: int, name: str) -> Content:

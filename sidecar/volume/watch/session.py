@@ -68,7 +68,11 @@ class Session:
         if self._over.done():
             self.thread.join()
         else:
-            logger.warning("the scan of %s hangs; its thread is abandoned", self.thread.path)
+            logger.warning(
+                "the scan of %s hangs; its thread is abandoned",
+                self.thread.path,
+                extra={"event": "watch.scan_hangs"},
+            )
         if cancelled is not None:
             raise cancelled
 

@@ -168,7 +168,11 @@ class WatchThread:
             crash = f"the watch of {self.path} fails: {error!r}"
             if self._reported != (None, crash):
                 metrics.WATCH_ERRORS_TOTAL.inc()
-                logger.exception("the watch of %s failed and begins again", self.path)
+                logger.exception(
+                    "the watch of %s failed and begins again",
+                    self.path,
+                    extra={"event": "watch.failed"},
+                )
                 self._reported = (None, crash)
                 self._notify(WatchUpdate(crash=crash))
             self._armed, self._last_scan, self._unstable = None, None, True
@@ -290,7 +294,12 @@ class WatchThread:
         if failure is not None:
             self._fall_back(failure)
         elif self.fallback is not None and self._notifier.mode != "poll":
-            logger.info("%s is watched by %s again", self.path, self._notifier.mode)
+            logger.info(
+                "%s is watched by %s again",
+                self.path,
+                self._notifier.mode,
+                extra={"event": "watch.recovered"},
+            )
             self.fallback = None
 
     def _apply(self, scan: ScanResult) -> float:
@@ -391,7 +400,11 @@ class WatchThread:
         self._event_count += batch.count
         if batch.lost:
             metrics.WATCH_ERRORS_TOTAL.inc()
-            logger.warning("events of %s were lost: everything is scanned again", self.path)
+            logger.warning(
+                "events of %s were lost: everything is scanned again",
+                self.path,
+                extra={"event": "watch.events_lost"},
+            )
         if batch.lost or batch.moved:
             self._armed = None
         self._scanner.coverage.mark_unfollowed(batch.ended)
@@ -449,6 +462,7 @@ class WatchThread:
                 self.path,
                 _explain_limit(error),
                 self._recheck,
+                extra={"event": "watch.polling"},
             )
         self.fallback = _explain_limit(error)
 

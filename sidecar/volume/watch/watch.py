@@ -414,12 +414,22 @@ class Watch(Generic[T]):
         """Log each new problem and each recovery once, and count the problems."""
         problem = self.problem
         if problem is None:
-            logger.info("%s can be read%s", self.path, "" if first else " again")
+            logger.info(
+                "%s can be read%s",
+                self.path,
+                "" if first else " again",
+                extra={"event": "content.readable"},
+            )
         elif first and missing:
-            logger.info("%s; waiting for it", problem)
+            logger.info("%s; waiting for it", problem, extra={"event": "content.missing"})
         else:
             metrics.WATCH_ERRORS_TOTAL.inc()
-            logger.warning("%s%s", problem, "" if first else "; the last good content stays")
+            logger.warning(
+                "%s%s",
+                problem,
+                "" if first else "; the last good content stays",
+                extra={"event": "content.stale"},
+            )
 
 
 def _reject_awaitable(value: object) -> None:
