@@ -195,7 +195,7 @@ MIRROR_HELD = _gauge(
     "sidecar_mirror_held", "Sources whose newest state is not published", ["reason"]
 )
 MIRROR_RECONNECTS_TOTAL = _counter(
-    "sidecar_mirror_reconnects_total", "Times that a source was followed anew", ["reason"]
+    "sidecar_mirror_reconnects_total", "Times that following a source was restarted", ["reason"]
 )
 MIRROR_RELISTS_TOTAL = _counter(
     "sidecar_mirror_relists_total", "Times that a source was read as a whole again", ["reason"]

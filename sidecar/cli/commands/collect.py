@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 @declare.option(
     "--checkpoint",
     type=param_types.NEW_FILE,
-    help="File that stores what has been delivered; without it, every start begins anew.",
+    help="File that stores what has been delivered; without it, every start ignores what was delivered before.",
 )
 @declare.repeated(
     "--sink",

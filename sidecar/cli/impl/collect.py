@@ -155,7 +155,9 @@ def check(found: Configuration, sink_defaults: Mapping[str, Any]) -> int:
         if name:
             click.echo(f"pipeline    {name}")
         click.echo(f"files       {' '.join(pipeline.files)}")
-        click.echo(f"checkpoint  {pipeline.checkpoint or 'none: every start begins anew'}")
+        click.echo(
+            f"checkpoint  {pipeline.checkpoint or 'none: every start ignores what was delivered before'}"
+        )
         stages = [f"- {_yaml(stage)}" for stage in pipeline.stages]
         click.echo(f"stages      {_STAGE_SEPARATOR.join(stages) or 'none'}")
         for worker, spec in zip(

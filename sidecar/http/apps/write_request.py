@@ -303,7 +303,7 @@ async def _unmodified(volume: Volume, name: str | None, since: float) -> Sequenc
         raise _errors.VersionConflict(
             f"cannot change {os.path.join(volume.path, name or '')}: it was changed at"
             f" {representation.http_date(found.modified)}, after If-Unmodified-Since"
-            " (read it again, and decide anew)",
+            " (read it again, and retry with its present tag)",
             found.etag,
         )
     return (found.etag,)

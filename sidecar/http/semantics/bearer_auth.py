@@ -283,7 +283,7 @@ def from_arguments(
         return None
     if writes and token_file is None:
         raise _errors.ConfigError(
-            "there is a read_token_file and no token_file, so nobody could write: give both"
+            "there is a read_token_file and no token_file, so no request could write: give both"
         )
     return BearerTokens(token_file, read_token_file)
 

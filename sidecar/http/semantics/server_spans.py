@@ -57,7 +57,7 @@ async def middleware(request: web.Request, handler: Handler) -> web.StreamRespon
             status = error.status
             raise
         except asyncio.CancelledError:
-            tracing.set_error(span, "cancelled")  # the client has gone
+            tracing.set_error(span, "cancelled")  # the client has disconnected
             raise
         except Exception:
             status = _SERVER_ERROR

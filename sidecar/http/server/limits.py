@@ -242,7 +242,7 @@ class ConnectionLimiter:
         for connection, (_, since) in self._stalled.items():
             if loop.time() - since >= STALL_TIMEOUT and connection.client_transport is not None:
                 _log.info(
-                    "a client has taken nothing for %g s and is let go",
+                    "a client has read nothing for %g s and is disconnected",
                     STALL_TIMEOUT,
                     extra={"event": "http.client_stalled"},
                 )

@@ -397,7 +397,7 @@ class ServerProtocol(AiohttpProtocol):
         """Return the response to a parser error, or to an exception of a handler without our middleware."""
         if problems.client_has_gone(request):
             _log.debug("a client went away in the middle of a request: %r", exc)
-            raise ConnectionResetError("the client has gone")
+            raise ConnectionResetError("the client has disconnected")
         if request.writer.output_size > 0:
             _log.error(
                 "the response to %s was cut off",

@@ -53,7 +53,7 @@ class RawSocket:
     def check_client(self) -> None:
         """Raise `ConnectionResetError` if the client has disconnected."""
         if self.transport.is_closing():
-            raise ConnectionResetError("the client has gone")
+            raise ConnectionResetError("the client has disconnected")
 
     def wait_readable(self, seconds: float) -> Awaitable[bool]:
         """Wait until the socket is readable or the client has disconnected; False after `seconds`."""

@@ -121,7 +121,7 @@ class BodyRemainder:
             count = 0
         if not count:
             self._raw.transport.abort()
-            raise ConnectionResetError("the client has gone in the middle of a body")
+            raise ConnectionResetError("the client has disconnected in the middle of a body")
         self._left -= count
         return count
 

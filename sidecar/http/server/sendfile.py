@@ -118,7 +118,7 @@ class _abort_on_error:  # noqa: N801 (used as a function)
                 return
             case TimeoutError():
                 _log.info(
-                    "a client has taken nothing for %g s and is let go",
+                    "a client has read nothing for %g s and is disconnected",
                     SEND_TIMEOUT,
                     extra={"event": "http.client_stalled"},
                 )

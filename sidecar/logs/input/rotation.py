@@ -419,7 +419,7 @@ class RotationTracker:
         for stream, unread in close_policy.over_held_limit(self.registry.streams, limit):
             _log.error(
                 "giving up %d unread bytes of the deleted file %s: more than %d bytes of deleted files"
-                " would be kept in use (raise held_limit, or mend the sink)",
+                " would be kept in use (raise held_limit, or repair the sink)",
                 unread,
                 stream.path,
                 limit,

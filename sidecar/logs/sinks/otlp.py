@@ -128,7 +128,7 @@ def _partial(answer: ReceiverResponse, count: int) -> Verdict:
         return Accepted()  # a 2xx acknowledges, whatever its body
     if rejected <= 0:
         return Accepted()
-    said = f"partial success: {rejected} of {count} refused, it is not said which"
+    said = f"partial success: {rejected} of {count} refused, without saying which"
     return PermanentlyRejected(
         f"{said}: {str(partial.get('errorMessage') or 'no reason given')[:300]}"
     )

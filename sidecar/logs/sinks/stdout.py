@@ -103,7 +103,7 @@ def _write_all(fd: int, pieces: Sequence[bytes], stop: threading.Event) -> None:
     lock = _turns.setdefault(fd, threading.Lock())
     while not lock.acquire(timeout=_POLL_MS / 1000):
         if stop.is_set():
-            raise InterruptedError("told to stop while another sink was writing to standard output")
+            raise InterruptedError("stopped while another sink was writing to standard output")
     try:
         _write_pieces(fd, pieces, stop)
     finally:
@@ -128,7 +128,7 @@ def _writable_bytes(fd: int, stop: threading.Event) -> int:
     poll.register(fd, select.POLLOUT)
     while not poll.poll(_POLL_MS):
         if stop.is_set():
-            raise InterruptedError("told to stop while standard output was full")
+            raise InterruptedError("stopped while standard output was full")
     waiting = array.array("i", [1])
     try:
         fcntl.ioctl(fd, termios.FIONREAD, waiting)

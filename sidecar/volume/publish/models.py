@@ -81,8 +81,8 @@ class Preconditions:
         current = snapshot.etag(version) if version is not None else None
         if self.if_match is not None and not _matches(self.if_match, current):
             raise _errors.VersionConflict(
-                f"cannot {what}: it is {current or 'missing'} now, and the condition wants"
-                f" {' or '.join(self.if_match) or 'nothing'} (read it again, and decide anew)",
+                f"cannot {what}: it is {current or 'missing'} now, but the condition requires"
+                f" {' or '.join(self.if_match) or 'nothing'} (read it again, and retry with its present tag)",
                 current,
             )
         if self.if_none_match is not None and _matches(self.if_none_match, current):
