@@ -193,7 +193,7 @@ async def _admin_port(
             started.set_result,
             drain,
             access_log=False,
-            title="the admin port is ",
+            is_admin=True,
         ),
         name="admin port",
     )
@@ -247,7 +247,7 @@ async def _run(
     drain: Callable[[Sequence[_Listener], ConnectionLimiter], Awaitable[None]],
     *,
     access_log: bool,
-    title: str = "listening on ",
+    is_admin: bool = False,
 ) -> None:
     """Start the application and listen; shut both down, whatever happens in between."""
     runner = web.AppRunner(app, handle_signals=False, shutdown_timeout=_CANCEL_TIMEOUT)
@@ -259,7 +259,11 @@ async def _run(
         for endpoint in endpoints:
             listeners.append(await _listen(runner, limiter, endpoint, access_log=access_log))  # noqa: PERF401 (those before one that fails must be known)
         addresses = [endpoint.address for endpoint in endpoints]
-        _log.info("%s%s", title, ", ".join(addresses), extra={"event": "server.listening"})
+        told = ", ".join(addresses)
+        if is_admin:
+            _log.info("the admin port is %s", told, extra={"event": "server.listening"})
+        else:
+            _log.info("listening on %s", told, extra={"event": "server.listening"})
         if ready is not None:
             ready(addresses)
         await asyncio.get_running_loop().create_future()  # until this task is cancelled
