@@ -36,6 +36,9 @@ _SILENCE_SECONDS = 90.0
 # As client-go: a fleet whose watches end at the same time comes back together.
 _SHORTEST_WATCH_SECONDS, _LONGEST_WATCH_SECONDS = 300, 600
 _GONE = 410
+_RECHECK_SECONDS = 600.0
+# What comparisons may cost for each watch, beside its bookmarks: they become rarer with many objects.
+_COMPARED_BYTES_PER_SECOND = 5
 
 
 class Expired(Exception):
@@ -53,6 +56,10 @@ class _Resource:
         self.version: str | None = None
         """The version of the last list or event; None where it must be listed."""
         self.units: dict[str, Unit] = {}
+        self.recheck_at = 0.0
+        """When names and versions are compared next, by the clock of the loop; a new watch does not put it off."""
+        self.compared_bytes = 0
+        """Of the answer to the last comparison."""
 
 
 class KubeSource:
@@ -71,7 +78,8 @@ class KubeSource:
             none publishes such keys as they are. `UrlKeys` says which addresses are refused.
         url_interval: seconds between two conditional requests to such an address.
         url_ca_file: authority (PEM) of these servers.
-        recheck: seconds between two comparisons of names and versions with the server.
+        recheck: seconds between two comparisons of names and versions with the server; None is 600,
+            and longer where the answers are so large that they would be more than 5 bytes a second.
 
     >>> KubeSource("kube://shop/configmaps?labelSelector=app", server="https://10.0.0.1")
     <KubeSource kube://shop/configmaps?labelSelector=app>
@@ -90,7 +98,7 @@ class KubeSource:
         url_keys: Sequence[str] = (),
         url_interval: float = 60.0,
         url_ca_file: str | None = None,
-        recheck: float = 600.0,
+        recheck: float | None = None,
         timeout: float = 10.0,
         max_bytes: int = 64 << 20,
         **options: Any,
@@ -203,6 +211,8 @@ class KubeSource:
                     self._forget_addresses(name)
                 break
         one.version = version
+        one.compared_bytes = 0  # those of contents were counted
+        self._schedule_comparison(one)
         self._tell(new=True)
 
     async def _pages(
@@ -217,6 +227,7 @@ class KubeSource:
             )
             if answer.status == _GONE:
                 raise Expired
+            one.compared_bytes += len(answer.body)
             page = self._client.parse(url, answer.body)
             try:
                 more = page["metadata"].get("continue", "")
@@ -245,12 +256,11 @@ class KubeSource:
         url = self._url(one, query)
         lines = self._client.lines("GET", url)
         loop = asyncio.get_running_loop()
-        due = loop.time() + self._pause()
         next_line = asyncio.ensure_future(anext(lines, None))
         heard = loop.time()
         try:
             while True:
-                limit = min(due, heard + _SILENCE_SECONDS)
+                limit = min(one.recheck_at, heard + _SILENCE_SECONDS)
                 await asyncio.wait({next_line}, timeout=max(limit - loop.time(), 0.0))
                 if next_line.done():
                     line = next_line.result()
@@ -264,7 +274,6 @@ class KubeSource:
                     one.version = None
                     raise self._client.failed(url, "no bookmark for 90 s (is the server stuck?)")
                 else:
-                    due = loop.time() + self._pause()
                     await self._compare(one)
         finally:
             next_line.cancel()
@@ -298,11 +307,13 @@ class KubeSource:
     async def _compare(self, one: _Resource) -> None:
         """Ask for names and versions alone; what the watch has not told is listed."""
         found: dict[str, str] = {}
+        one.compared_bytes = 0
         async for page in self._pages(one, _NAMES_ONLY):
             for item in page.get("items", ()):
                 meta = item["metadata"]
                 key = _unit_name(one.kind, meta)
                 found[key] = _version(meta)
+        self._schedule_comparison(one)
         if found == {name: unit.version for name, unit in one.units.items()}:
             self._tell(new=False)
             return
@@ -370,8 +381,12 @@ class KubeSource:
     def _url(self, one: _Resource, query: Mapping[str, str]) -> str:
         return f"{self._client.url.rstrip('/')}{one.path}?{urlencode(query)}"
 
-    def _pause(self) -> float:
-        return self._recheck * random.uniform(0.5, 1.5)  # noqa: S311
+    def _schedule_comparison(self, one: _Resource) -> None:
+        pause = self._recheck
+        if pause is None:
+            pause = max(_RECHECK_SECONDS, one.compared_bytes / _COMPARED_BYTES_PER_SECOND)
+        now = asyncio.get_running_loop().time()
+        one.recheck_at = now + pause * random.uniform(0.5, 1.5)  # noqa: S311
 
 
 def _contents(kind: str, item: Mapping[str, Any]) -> Iterator[tuple[str, bytes]]:

@@ -150,6 +150,28 @@ async def test_a_change_that_the_watch_has_missed_is_found_by_comparing(
     await eventually(lambda: rescues() == before + 1)
 
 
+async def test_comparisons_go_on_over_watches_and_become_rarer_with_their_size(
+    api: KubeApi, start_mirror: StartMirror, eventually: Eventually
+) -> None:
+    """A watch ends before the next one is due; and many objects must not cost the server more than 5 bytes a second."""
+    for number in range(200):
+        api.put("configmaps", f"dashboard-{number}", {f"dashboard-{number}": "1"})
+    followed = source(api)
+    running = start_mirror(followed)
+    await eventually(lambda: running.is_complete)
+    (resource,) = followed._resources
+    due = resource.recheck_at
+    assert due - asyncio.get_running_loop().time() < kube._RECHECK_SECONDS * 1.5
+    api.drop_watches()
+    await eventually(lambda: sum("watch" in one for one in api.requests) == 2)
+    assert resource.recheck_at == due
+    async with followed._client.session():
+        await followed._compare(resource)
+    pause = resource.recheck_at - asyncio.get_running_loop().time()
+    assert resource.compared_bytes > 200 * 100
+    assert pause > resource.compared_bytes / 5 / 2 - 1 > kube._RECHECK_SECONDS
+
+
 async def test_a_silent_watch_is_listed_anew(
     api: KubeApi, start_mirror: StartMirror, volume: Volume, eventually: Eventually, monkeypatch: pytest.MonkeyPatch
 ) -> None:  # fmt: skip
