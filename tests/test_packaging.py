@@ -134,7 +134,12 @@ def test_the_wheel_says_what_it_is(wheel: zipfile.ZipFile) -> None:
 
 
 # Types that stand in the public signatures of a dependency, and so come with it.
-COME_WITH = {"multidict": "aiohttp", "yarl": "aiohttp", "referencing": "jsonschema"}
+COME_WITH = {
+    "multidict": "aiohttp",
+    "paho-mqtt": "aiomqtt",
+    "yarl": "aiohttp",
+    "referencing": "jsonschema",
+}
 
 
 def declared(requirements: list[str]) -> set[str]:
