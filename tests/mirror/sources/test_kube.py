@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import ssl
 import threading
 from collections import Counter
 from collections.abc import AsyncIterator
@@ -22,7 +23,7 @@ from sidecar.mirror.sources import factory, kube
 from sidecar.mirror.sources.kube import KubeSource
 from sidecar.process import metrics
 from sidecar.volume.volume import Volume
-from support import Eventually
+from support import Eventually, httpkit
 
 
 @pytest.fixture
@@ -387,6 +388,32 @@ async def test_readers_never_see_an_empty_or_half_file_or_two_versions(
     is_over.set()
     await reading
     assert seen.keys() <= set("0123456789"), seen
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_certificates_of_older_clusters_are_accepted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, named: bool
+) -> None:
+    """Python 3.13 asks for extensions that they lack (DISABLE_X509_STRICT_VERIFICATION of k8s-sidecar); of other servers it still does."""
+    made = ssl.create_default_context
+
+    def strict(*arguments: Any, **options: Any) -> ssl.SSLContext:
+        context = made(*arguments, **options)
+        context.verify_flags |= ssl.VERIFY_X509_STRICT
+        return context
+
+    monkeypatch.setattr(ssl, "create_default_context", strict)
+    authority, _ = httpkit.certificate(tmp_path, "ca")
+    followed = KubeSource(
+        "kube://shop/configmaps",
+        server="https://10.0.0.1",
+        ca_file=str(authority) if named else None,
+    )
+    context = followed._client._tls.context()
+    assert isinstance(context, ssl.SSLContext)
+    assert context.verify_mode == ssl.CERT_REQUIRED
+    assert context.check_hostname
+    assert bool(context.verify_flags & ssl.VERIFY_X509_STRICT) is not named
 
 
 @pytest.mark.parametrize(
