@@ -161,6 +161,23 @@ MATRIX: dict[str, dict[str, Any]] = {
         },
         "reader": {"readToken": {"secret": "viewers", "key": ""}},
     },
+    "signed": {
+        "path": "/shared/site/",
+        "writer": {"verifyKey": {"secret": "keys", "key": "of-ci.pem"}},
+        "reader": {"verifyKey": {"configMap": "keys"}},
+        "reloader": {
+            "enabled": True,
+            "actions": [{"webhook": "http://localhost:9090/-/reload"}],
+            "verifyKey": {"configMap": "keys"},
+        },
+        "mirror": {
+            "enabled": True,
+            "path": "/shared/mirrored",
+            "init": {"enabled": True},
+            "sources": ["https://config.example/set.tar.gz"],
+            "verifyKey": {"configMap": "other-keys"},
+        },
+    },
     "gate": {
         "writer": {
             "format": "json",

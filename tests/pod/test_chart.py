@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 import subprocess
@@ -253,6 +254,28 @@ def test_the_reader_cannot_write_and_neither_is_the_other() -> None:
     assert writer["securityContext"]["runAsGroup"] == reader["securityContext"]["runAsGroup"]
 
 
+def test_public_keys_are_mounted_where_the_argument_names_them() -> None:
+    """As a directory, not by `subPath`: a key that is added or retired arrives without a restart."""
+    spec = copy.deepcopy(chart.pod_spec(rendered("signed")))
+    sources = {
+        "writer": {"secret": {"secretName": "keys", "defaultMode": 0o440}},
+        "reader": {"configMap": {"name": "keys"}},
+        "reloader": {"configMap": {"name": "keys"}},
+        "mirror": {"configMap": {"name": "other-keys"}},
+        "mirror-init": {"configMap": {"name": "other-keys"}},
+    }
+    volumes = {one.pop("name"): one for one in spec["volumes"]}
+    for container in chart.containers(spec):
+        source = sources.pop(container["name"])
+        (mount,) = [m for m in container["volumeMounts"] if m["name"].endswith("-verify-key")]
+        assert "subPath" not in mount
+        assert mount["readOnly"] is True
+        key = "of-ci.pem" if container["name"] == "writer" else "verify.pem"
+        assert f"--verify-key={mount['mountPath']}/{key}" in container["args"]
+        assert volumes[mount["name"]] == source
+    assert sources == {}
+
+
 def test_notes_are_for_this_release() -> None:
     """NOTES.txt names the release, its namespace and its ports."""
     notes = tools.notes("--set=writer.port=9090")
@@ -265,6 +288,8 @@ def _sample(role: str, name: str) -> Any:
     """A value that the schema lets pass, and that is not the default."""
     schema = json.loads((tools.CHART / "values.schema.json").read_text())
     found = schema["properties"][role]["properties"][name]
+    if name == "verifyKey":
+        return {"configMap": "keys"}
     if "enum" in found:
         return found["enum"][-1]
     types = {found["type"]} if isinstance(found["type"], str) else set(found["type"])

@@ -42,6 +42,10 @@ CASES: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
         ("volume.source", "csi, nfs", "one source"),
     ),
     "size that is none": ({"volume": {"emptyDir": {"sizeLimit": "much"}}}, ("sizeLimit",)),
+    "keys in two places": (
+        {"reader": {"verifyKey": {"configMap": "a", "secret": "b"}}},
+        ("reader.verifyKey.configMap", "reader.verifyKey.secret", "one of them"),
+    ),
     "kind that is none": (
         {"workload": {"kind": "Job"}},
         ("workload", "kind", "Deployment", "StatefulSet", "Pod"),

@@ -116,6 +116,9 @@ Each gives items of a list. `.` is the context of the chart that depends on this
       mountPath: /etc/sidecar/read-token
       readOnly: true
     {{- end }}
+    {{- with include "sidecar.verifyKey.mount" . | trim }}
+    {{- . | nindent 4 }}
+    {{- end }}
     {{- if $root.Values.tls.secret }}
     - name: tls
       mountPath: /etc/sidecar/tls
@@ -259,6 +262,7 @@ securityContext:
 {{- if $values.readToken.secret }}
 - --read-token-file=/etc/sidecar/read-token{{ with $values.readToken.key }}/{{ . }}{{ end }}
 {{- end }}
+{{- include "sidecar.verifyKey.args" . }}
 {{- if $root.Values.tls.secret }}
 - --tls-cert=/etc/sidecar/tls/tls.crt
 - --tls-key=/etc/sidecar/tls/tls.key
@@ -269,6 +273,47 @@ securityContext:
 - --log-format={{ $root.Values.log.format }}
 {{- with $values.extraArgs }}
 {{ toYaml . }}
+{{- end }}
+{{- end }}
+
+{{/* The public keys of a container, by which contents are verified: its argument, its mount, its volume. (list ROOT ROLE). */}}
+{{- define "sidecar.verifyKey.args" -}}
+{{- with (index (index . 0).Values (index . 1)).verifyKey }}
+{{- if or .configMap .secret }}
+- {{ printf "--verify-key=/etc/sidecar/verify-key/%s" .key | quote }}
+{{- end }}
+{{- end }}
+{{- end }}
+
+{{- define "sidecar.verifyKey.mount" -}}
+{{- $role := index . 1 -}}
+{{- with (index (index . 0).Values $role).verifyKey }}
+{{- if or .configMap .secret }}
+- name: {{ $role }}-verify-key
+  mountPath: /etc/sidecar/verify-key
+  readOnly: true
+{{- end }}
+{{- end }}
+{{- end }}
+
+{{- define "sidecar.verifyKey.volume" -}}
+{{- $role := index . 1 -}}
+{{- $values := index (index . 0).Values $role -}}
+{{- with $values.verifyKey }}
+{{- if and $values.enabled .configMap .secret }}
+{{- fail (printf "\n\n%s.verifyKey.configMap and %s.verifyKey.secret are both set: the keys are in one of them." $role $role) -}}
+{{- end }}
+{{- if and $values.enabled (or .configMap .secret) }}
+- name: {{ $role }}-verify-key
+  {{- if .secret }}
+  secret:
+    secretName: {{ .secret }}
+    defaultMode: 0440
+  {{- else }}
+  configMap:
+    name: {{ .configMap }}
+  {{- end }}
+{{- end }}
 {{- end }}
 {{- end }}
 
@@ -349,6 +394,9 @@ securityContext:
   secret:
     secretName: {{ $values.readToken.secret }}
     defaultMode: 0440
+{{- end }}
+{{- with include "sidecar.verifyKey.volume" (list $ $role) | trim }}
+{{ . }}
 {{- end }}
 {{- with $values.password }}
 {{- if and $values.enabled .secret }}

@@ -107,6 +107,9 @@ volumeMounts:
     mountPath: /etc/sidecar/token
     readOnly: true
   {{- end }}
+  {{- with include "sidecar.verifyKey.mount" (list . "mirror") | trim }}
+  {{- . | nindent 2 }}
+  {{- end }}
   {{- if $values.password.secret }}
   - name: mirror-password
     mountPath: /etc/sidecar/password
@@ -182,6 +185,7 @@ volumeMounts:
 {{- if $values.schema }}
 - --schema=/etc/sidecar/config/schema.json
 {{- end }}
+{{- include "sidecar.verifyKey.args" (list . "mirror") }}
 {{- range $name := list "mode" "group" "keep" "keepBytes" "keepDeleted" "volumeBudget" "durability" }}
 {{- $value := index $.Values.writer $name }}
 {{- if and (eq $name "volumeBudget") (not $value) }}

@@ -56,6 +56,9 @@ The reloader. Public, for the Pods of other charts:
       mountPath: /etc/sidecar/token
       readOnly: true
     {{- end }}
+    {{- with include "sidecar.verifyKey.mount" (list . "reloader") | trim }}
+    {{- . | nindent 4 }}
+    {{- end }}
     {{- if $values.password.secret }}
     - name: reloader-password
       mountPath: /etc/sidecar/password
@@ -97,6 +100,7 @@ The reloader. Public, for the Pods of other charts:
 {{- if $values.token.secret }}
 - --token-file=/etc/sidecar/token/{{ $values.token.key }}
 {{- end }}
+{{- include "sidecar.verifyKey.args" (list . "reloader") }}
 {{- if $values.password.secret }}
 - --password-file=/etc/sidecar/password/{{ $values.password.key }}
 {{- end }}
