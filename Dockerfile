@@ -7,11 +7,14 @@
 ARG BASE=docker.io/library/python:3.13.9-slim-bookworm
 
 FROM ${BASE} AS build
+# Extras that need more: `sign` for --verify-key. `make image EXTRAS=sign`
+ARG EXTRAS=
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1 PIP_ROOT_USER_ACTION=ignore
 RUN python3 -m venv /build && python3 -m venv --without-pip /opt/sidecar
-COPY image/build.txt image/requirements.txt /src/image/
+COPY image/*.txt /src/image/
 RUN /build/bin/pip install --quiet --require-hashes -r /src/image/build.txt \
- && /build/bin/pip --python /opt/sidecar/bin/python3 install --quiet --require-hashes --only-binary=:all: -r /src/image/requirements.txt
+ && /build/bin/pip --python /opt/sidecar/bin/python3 install --quiet --require-hashes --only-binary=:all: -r /src/image/requirements.txt \
+ && for extra in ${EXTRAS}; do /build/bin/pip --python /opt/sidecar/bin/python3 install --quiet --require-hashes --only-binary=:all: -r "/src/image/$extra.txt" || exit 1; done
 COPY pyproject.toml hatch_build.py README.md LICENSE /src/
 COPY sidecar /src/sidecar
 RUN /build/bin/pip wheel --quiet --no-deps --no-build-isolation --wheel-dir /wheel /src \

@@ -46,8 +46,8 @@ soak: $(STAMP)  ## the tests that take minutes
 ENGINE ?= podman
 IMAGE  ?= localhost/sidecar:0.1.0
 
-image:  ## build the image; BASE=…, ENGINE=docker, IMAGE=…
-	$(ENGINE) build $(BUILD) $(if $(BASE),--build-arg BASE=$(BASE)) \
+image:  ## build the image; BASE=…, EXTRAS=sign, ENGINE=docker, IMAGE=…
+	$(ENGINE) build $(BUILD) $(if $(BASE),--build-arg BASE=$(BASE)) $(if $(EXTRAS),--build-arg EXTRAS="$(EXTRAS)") \
 		--build-arg REVISION=$$(git rev-parse HEAD 2>/dev/null || echo unknown) --tag $(IMAGE) .
 
 image-size:  ## print how large the image is, and how long its start takes
@@ -63,6 +63,7 @@ lock: $(STAMP)  ## lock what the image is made of, by version and hash
 	$(BIN)/python -m pip install --quiet pip-tools
 	$(BIN)/pip-compile $(LOCK) --allow-unsafe --output-file image/build.txt image/build.in
 	$(BIN)/pip-compile $(LOCK) --extra schema --extra logs --output-file image/requirements.txt pyproject.toml
+	$(BIN)/pip-compile $(LOCK) --constraint image/requirements.txt --output-file image/sign.txt image/sign.in
 
 LOCK := --quiet --upgrade --generate-hashes --strip-extras --no-header \
 	--no-emit-index-url --no-emit-find-links --no-emit-trusted-host

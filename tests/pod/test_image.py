@@ -125,7 +125,8 @@ def test_the_lock_has_the_versions_that_the_tests_run_with() -> None:
     """What was tested is what is shipped: tools/venv installs the versions of the lock (`make lock` renews them)."""
     from importlib import metadata
 
-    lock = (tools.ROOT / "image" / "requirements.txt").read_text()
+    locks = ("requirements.txt", "sign.txt")
+    lock = "\n".join((tools.ROOT / "image" / one).read_text() for one in locks)
     pinned = dict(re.findall(r"^([a-z0-9-]+)==(\S+)", lock, re.MULTILINE))
     assert {name: metadata.version(name) for name in pinned} == pinned
 
