@@ -192,6 +192,11 @@ class Client:
             start = data[:60].decode(errors="replace")
             raise self.failed(url, f"the answer is no JSON: it begins with {start!r}") from None
 
+    def check_size(self, url: str, size: int) -> None:
+        """Raise `SourceUnavailable` if the answers that make one state are together larger than one may be."""
+        if size > self._max_bytes:
+            raise self.failed(url, f"the answers are larger than {self._max_bytes} bytes")
+
     def failed(self, url: str, problem: str) -> SourceUnavailable:
         """Return the error for a request that was not answered as it should be."""
         return SourceUnavailable(f"cannot read {redact_url(url)}: {problem}")

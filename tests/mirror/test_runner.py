@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -435,6 +436,19 @@ async def test_what_another_publisher_did_is_put_right(
     source.add(state({"a": "1", "c": "3"}))
     await eventually((Path(volume.path) / "c").exists)
     assert await files(volume) == {"a": "1", "c": "3"}
+
+
+async def test_a_volume_that_was_removed_is_filled_again(
+    start_mirror: StartMirror, volume: Volume, eventually: Eventually
+) -> None:
+    """With all files of the next version, also those that have not changed."""
+    source = ListSource([state({"a": "1"})])
+    running = start_mirror(source)
+    await eventually(lambda: running.is_complete)
+    shutil.rmtree(volume.path)
+    source.add(state({"a": "1", "b": "2"}), state({"a": "1", "b": "2"}))
+    await eventually((Path(volume.path) / "a").exists)
+    assert await files(volume) == {"a": "1", "b": "2"}
 
 
 async def test_gauges_are_those_of_the_mirrors_that_run(

@@ -120,10 +120,10 @@ class Etcd(Server):
     """etcd with one member, or one of those in `peers`, which are ports by their names."""
 
     def __init__(
-        self, directory: Path, name: str = "default", peers: Mapping[str, int] | None = None
-    ) -> None:
+        self, directory: Path, name: str = "default", peers: Mapping[str, int] | None = None, *, port: int = 0
+    ) -> None:  # fmt: skip
         peers = peers or {name: free_port()}
-        self.port, peer = free_port(), peers[name]
+        self.port, peer = port or free_port(), peers[name]
         self.url = f"http://127.0.0.1:{self.port}"
         self.data = directory / ("etcd" if name == "default" else name)
         cluster = ",".join(f"{one}=http://127.0.0.1:{port}" for one, port in peers.items())

@@ -162,31 +162,42 @@ class EtcdSource:
         lines = self._client.lines(
             "POST", self._at("watch"), json=request, headers={**self._headers, **_HAS_LEADER}
         )
-        try:
-            async with asyncio.timeout(self._timeout):
-                first = await anext(lines, None)
-        except TimeoutError:
-            # A member that has just started may leave a watch open in silence.
-            raise self._failed("watch", f"it did not begin within {self._timeout:g} s") from None
-        async for line in _after(first, lines):
-            result = self._result(line)
-            header = result.get("header", {})
-            if result.get("canceled"):
-                if "compact_revision" in result:
-                    yield False
+        async with contextlib.aclosing(lines):
+            try:
+                async with asyncio.timeout(self._timeout):
+                    first = await anext(lines, None)
+            except TimeoutError:
+                # A member that has just started may leave a watch open in silence.
+                raise self._failed(
+                    "watch", f"it did not begin within {self._timeout:g} s"
+                ) from None
+            async for line in _after(first, lines):
+                is_valid = self._apply_line(view, line)
+                if is_valid is not None:
+                    yield is_valid
+                if is_valid is False:
                     return
-                raise self._failed("watch", result.get("cancel_reason") or "it was cancelled")
-            revision = int(header.get("revision", 0))
-            went_back = result.get("created") and revision < view.revision
-            if went_back or header.get("cluster_id", view.cluster) != view.cluster:
-                yield False
-                return
-            if events := result.get("events"):
-                for event in events:
-                    self._apply(view, event)
-                view.revision = max(view.revision, revision)
-                yield True
         raise self._failed("watch", "the server ended it")
+
+    def _apply_line(self, view: _View, line: bytes) -> bool | None:
+        """Apply the events of a line; return True if there were some, and False where the view must be read anew."""
+        result = self._result(line)
+        header = result.get("header", {})
+        if result.get("canceled"):
+            if "compact_revision" in result:
+                return False
+            raise self._failed("watch", result.get("cancel_reason") or "it was cancelled")
+        revision = int(header.get("revision", 0))
+        went_back = result.get("created") and revision < view.revision
+        if went_back or header.get("cluster_id", view.cluster) != view.cluster:
+            return False
+        events = result.get("events")
+        if not events:
+            return None
+        for event in events:
+            self._apply(view, event)
+        view.revision = max(view.revision, revision)
+        return True
 
     def _apply(self, view: _View, event: dict[str, Any]) -> None:
         pair = event["kv"]
@@ -209,6 +220,7 @@ class EtcdSource:
     async def _range(self) -> _View:
         """Read all keys below the prefix at one revision, in pages."""
         view: _View | None = None
+        size = 0
         request: dict[str, Any] = {**self._key_range(), "limit": _PAGE_KEYS}
         while True:
             page = await self._post("kv/range", request)
@@ -221,6 +233,8 @@ class EtcdSource:
             for pair in page.get("kvs", ()):
                 value = base64.b64decode(pair.get("value", ""))
                 view.set(_text(pair["key"]), value, int(pair["mod_revision"]))
+                size += len(value) + len(pair["key"])
+            self._client.check_size(self._at("kv/range"), size)
             if not page.get("more"):
                 break
             request["key"] = _base64(base64.b64decode(page["kvs"][-1]["key"]) + b"\0")

@@ -29,6 +29,7 @@ _log = logging.getLogger(__name__)
 
 _LFS = b"version https://git-lfs.github.com/spec/"
 _MOST_SUBMODULES_DEEP = 8
+_MAX_REFS_BYTES = 1 << 20
 
 Submodules = Literal["off", "shallow", "recursive"]
 
@@ -139,6 +140,7 @@ class GitSource:
             self._client = Client(
                 urlunsplit((scheme, parts.netloc.rpartition("@")[2], parts.path, "", "")),
                 ca_file=ca_file, cert_file=cert_file, key_file=key_file, timeout=asked,
+                max_bytes=_MAX_REFS_BYTES,
             )  # fmt: skip
         self._commit: str | None = None
         """The commit that was taken over last."""

@@ -218,7 +218,7 @@ class KubeSource:
     async def _pages(
         self, one: _Resource, headers: Mapping[str, str]
     ) -> AsyncIterator[dict[str, Any]]:
-        more = ""
+        more, size = "", 0
         while True:
             query = {**self._selector, **one.selector, "limit": str(_PAGE_OBJECTS)}
             url = self._url(one, {**query, "continue": more} if more else query)
@@ -228,6 +228,8 @@ class KubeSource:
             if answer.status == _GONE:
                 raise Expired
             one.compared_bytes += len(answer.body)
+            size += len(answer.body)
+            self._client.check_size(url, size)
             page = self._client.parse(url, answer.body)
             try:
                 more = page["metadata"].get("continue", "")

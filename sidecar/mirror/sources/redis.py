@@ -87,7 +87,12 @@ class RedisSource:
         try:
             async for found in self._follow(connection, since):
                 yield found
-        except (OSError, asyncio.IncompleteReadError, ValueError) as error:
+        except (
+            OSError,
+            asyncio.IncompleteReadError,
+            asyncio.LimitOverrunError,
+            ValueError,
+        ) as error:
             raise self._failed(str(error) or "the connection was closed") from error
         except TimeoutError:
             raise self._failed(f"no answer within {self._timeout:g} s (is it stuck?)") from None
@@ -169,6 +174,8 @@ class _Connection:
     ) -> None:  # fmt: skip
         self._reader, self._writer = reader, writer
         self._key, self._timeout, self._max_bytes = key, timeout, max_bytes
+        self._received = 0
+        """Bytes of the answer that is being read."""
         self._is_changed = False
         self._pending: asyncio.Task[Any] | None = None
 
@@ -222,9 +229,21 @@ class _Connection:
             pending, self._pending = self._pending, None
             found: tuple[bytes, Any] = await pending
             return found
-        line = (await self._reader.readuntil(b"\r\n"))[:-2]
-        metrics.MIRROR_RECEIVED_BYTES_TOTAL.inc(len(line) + 2)
+        self._received = 0
+        line = await self._line()
         return line[:1], await self._value(line)
+
+    async def _line(self) -> bytes:
+        line = (await self._reader.readuntil(b"\r\n"))[:-2]
+        self._count(len(line) + 2)
+        return line
+
+    def _count(self, size: int) -> None:
+        """Count bytes, before they are read. Raises `ValueError` if the answer is too large."""
+        self._received += size
+        if self._received > self._max_bytes:
+            raise ValueError(f"the answer is larger than {self._max_bytes} bytes")
+        metrics.MIRROR_RECEIVED_BYTES_TOTAL.inc(size)
 
     async def _value(self, line: bytes) -> Any:
         kind, rest = line[:1], line[1:]
@@ -232,9 +251,7 @@ class _Connection:
             size = int(rest)
             if size < 0:
                 return None
-            if size > self._max_bytes:
-                raise ValueError(f"a value is larger than {self._max_bytes} bytes")
-            metrics.MIRROR_RECEIVED_BYTES_TOTAL.inc(size + 2)
+            self._count(size + 2)
             return (await self._reader.readexactly(size + 2))[:-2]
         if kind in (b"*", b"~", b">"):
             return None if rest == b"-1" else [await self._item() for _ in range(int(rest))]
@@ -249,8 +266,7 @@ class _Connection:
         raise ValueError(f"the answer is not in RESP3: {line[:40]!r}")
 
     async def _item(self) -> Any:
-        line = (await self._reader.readuntil(b"\r\n"))[:-2]
-        value = await self._value(line)
+        value = await self._value(await self._line())
         return tuple(value) if isinstance(value, list) else value
 
 

@@ -121,6 +121,8 @@ def _unpack(body: bytes, limit: int) -> dict[str, bytes]:
             body = file.read(limit + 1)
         if len(body) > limit:
             raise ValueError(f"it is larger than {limit} bytes when unpacked (raise max_bytes)")
+    if not body.endswith(bytes(2 * tarfile.BLOCKSIZE)):
+        raise ValueError("its end is missing")
     with tarfile.open(fileobj=io.BytesIO(body), mode="r:") as archive:
         return {
             member.name.removeprefix("./"): file.read()

@@ -196,6 +196,33 @@ async def test_a_restored_backup_is_held(
         server.kill()
 
 
+async def test_another_cluster_at_the_same_address_is_held(
+    tmp_path: Path, start_mirror: StartMirror, volume: Volume, eventually: Eventually
+) -> None:
+    """Its revisions say nothing about those of the one before, even if they are higher."""
+    one = Etcd(tmp_path / "one")
+    other = Etcd(tmp_path / "other", port=one.port)
+    for server in (one, other):
+        server.data.parent.mkdir()
+    other.start()
+    put(other, "/app/", a="other")
+    for number in range(3):
+        other.ctl("put", "/elsewhere", number)
+    other.kill()
+    one.start()
+    try:
+        put(one, "/app/", a="1")
+        running = start_mirror(source(one, "/app/"))
+        await eventually(lambda: running.is_complete)
+        one.kill()
+        other.start()
+        await eventually(lambda: "--allow-rewind" in (running.problem or ""))
+        assert await files(volume) == {"a": "1"}
+    finally:
+        one.kill()
+        other.kill()
+
+
 async def test_an_emptied_prefix_is_held(
     etcd: Etcd, prefix: str, start_mirror: StartMirror, volume: Volume, eventually: Eventually
 ) -> None:
@@ -219,6 +246,17 @@ async def test_unchanged_values_are_not_sent_again(
     etcd.ctl("put", f"{prefix}a", "changed")
     await eventually(lambda: (Path(volume.path) / "a").read_text() == "changed")
     assert (Path(volume.path) / "b").stat().st_ino == inode
+
+
+async def test_pages_are_bounded_together(
+    etcd: Etcd, prefix: str, start_mirror: StartMirror, eventually: Eventually, monkeypatch: pytest.MonkeyPatch
+) -> None:  # fmt: skip
+    """Each is small, and there is always one more."""
+    monkeypatch.setattr("sidecar.mirror.sources.etcd._PAGE_KEYS", 1)
+    for number in range(3):
+        etcd.ctl("put", f"{prefix}{number}", "x" * 600)
+    running = start_mirror(source(etcd, prefix, max_bytes=1600))
+    await eventually(lambda: "answers are larger than 1600 bytes" in (running.problem or ""))
 
 
 async def test_the_next_member_is_asked_when_one_is_away(

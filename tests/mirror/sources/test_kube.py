@@ -227,6 +227,17 @@ async def test_many_objects_come_in_pages(
     assert sorted(await files(volume)) == ["f0", "f1", "f2", "f3", "f4"]
 
 
+async def test_pages_are_bounded_together(
+    api: KubeApi, start_mirror: StartMirror, eventually: Eventually, monkeypatch: pytest.MonkeyPatch
+) -> None:  # fmt: skip
+    """Each is small, and there is always one more."""
+    monkeypatch.setattr(kube, "_PAGE_OBJECTS", 1)
+    for number in range(5):
+        api.put("configmaps", f"c{number}", {f"f{number}": "x" * 600})
+    running = start_mirror(source(api, max_bytes=2000))
+    await eventually(lambda: "answers are larger than 2000 bytes" in (running.problem or ""))
+
+
 @pytest.mark.parametrize(
     ("annotation", "folder", "name"),
     [

@@ -2,95 +2,20 @@
 
 from __future__ import annotations
 
-import asyncio
-import base64
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from aiohttp import web
-from aiohttp.test_utils import TestServer
 
 from mirror.conftest import StartMirror
+from mirror.fakes.consul import Consul
+from mirror.fakes.vault import Vault
 from sidecar import _errors
 from sidecar.mirror.sources import factory
 from sidecar.mirror.sources.consul import ConsulSource
 from sidecar.mirror.sources.vault import VaultSource
 from sidecar.volume.volume import Volume
 from support import Eventually
-
-
-class Vault:
-    """KV version 2: https://developer.hashicorp.com/vault/api-docs/secret/kv/kv-v2#read-secret-version."""
-
-    def __init__(self) -> None:
-        self.versions: list[dict[str, object] | None] = []
-        self.token = "t"
-        app = web.Application()
-        app.router.add_get("/v1/secret/data/team/app", self._read)
-        self.server = TestServer(app)
-
-    async def _read(self, request: web.Request) -> web.Response:
-        if request.headers.get("Authorization") != f"Bearer {self.token}":
-            return web.json_response({"errors": ["permission denied"]}, status=403)
-        if not self.versions:
-            return web.json_response({"errors": []}, status=404)
-        meta = {
-            "created_time": "2026-11-30T04:00:00.123456789Z",
-            "version": len(self.versions),
-            "destroyed": False,
-        }
-        data = self.versions[-1]
-        body = {"data": {"data": data, "metadata": meta}}
-        return web.json_response(body, status=404 if data is None else 200)
-
-
-class Consul:
-    """https://developer.hashicorp.com/consul/api-docs/kv, and its blocking queries."""
-
-    def __init__(self) -> None:
-        self.index = 10
-        self.keys: dict[str, tuple[int, str | None]] = {}
-        self.queries: list[str] = []
-        self._changed = asyncio.Event()
-        app = web.Application()
-        app.router.add_get("/v1/kv/{prefix:.*}", self._read)
-        self.server = TestServer(app)
-
-    def put(self, **keys: str | None) -> None:
-        """Write keys in one transaction; __ in a name is a /, None removes one."""
-        self.index += 1
-        for key, value in keys.items():
-            name = key.replace("__", "/")
-            if value is None:
-                del self.keys[name]
-            else:
-                self.keys[name] = (self.index, value)
-        self._changed.set()
-        self._changed = asyncio.Event()
-
-    async def _read(self, request: web.Request) -> web.Response:
-        self.queries.append(request.query_string)
-        if int(request.query.get("index", 0)) >= self.index:
-            try:
-                async with asyncio.timeout(float(request.query["wait"].rstrip("s"))):
-                    await self._changed.wait()
-            except TimeoutError:
-                pass
-        prefix = request.match_info["prefix"]
-        found = [
-            {
-                "Key": key,
-                "ModifyIndex": index,
-                "Value": base64.b64encode(value.encode()).decode() or None,
-            }
-            for key, (index, value) in sorted(self.keys.items())
-            if key.startswith(prefix) and value is not None
-        ]
-        headers = {"X-Consul-Index": str(self.index)}
-        if not found:
-            return web.Response(status=404, headers=headers)
-        return web.json_response(found, headers=headers)
 
 
 @pytest.fixture

@@ -69,6 +69,11 @@ def archive(**files: str) -> bytes:
     return made.getvalue()
 
 
+def half_archive() -> bytes:
+    """A tar archive that ends after its first file, as if it were the only one."""
+    return gzip.decompress(archive(a="1", b="2"))[:1024]
+
+
 def read(volume: Volume, name: str) -> bytes | None:
     path = Path(volume.path) / name
     return path.read_bytes() if path.exists() else None
@@ -131,6 +136,7 @@ def cut_off(request: web.Request) -> web.Response:
         pytest.param(lambda request: web.Response(body=b"x" * 30_000), "larger than 20000 bytes", id="large"),
         pytest.param(lambda request: web.Response(body=b"<html>"), "no tar archive", id="HTML with 200"),
         pytest.param(lambda request: web.Response(body=gzip.compress(bytes(100_000))), "when unpacked", id="bomb"),
+        pytest.param(lambda request: web.Response(body=half_archive()), "its end is missing", id="half an archive"),
         pytest.param(plain(200, "x", **{"Repr-Digest": "sha-256=:AAAA:"}), "Repr-Digest", id="digest"),
     ],
 )  # fmt: skip
