@@ -86,11 +86,11 @@ def exporting() -> Iterator[None]:
     if _TracingState.service is None:
         yield
         return
-    from sidecar.process import span_export
-
     try:
+        from sidecar.process import span_export
+
         provider = span_export.make_provider(_TracingState.service, _exporters())
-    except Exception as error:  # noqa: BLE001 (a value of a variable: whatever the SDK raises for it)
+    except Exception as error:  # noqa: BLE001 (whatever the SDK raises for a value, or for a version that does not fit)
         _log.warning("no traces are exported: %s", error)
         _TracingState.service = None
         yield

@@ -479,6 +479,8 @@ class Volume:
         operation.purge = arguments.check_flag("purge", purge)
         where = self._display_path(name)
         with outcomes.publish_span("delete", where, dry_run=dry_run) as span:
+            if span is not None:
+                _carry_trace(operation)
             try:
                 done = await self._run_step(self._store.delete, name, operation=operation)
             except BaseException as error:
@@ -836,9 +838,7 @@ class Volume:
         dry_run = operation.dry_run
         with outcomes.publish_span("publish", where, dry_run=dry_run) as span:
             if span is not None:
-                given = operation.metadata or Metadata(published_at=time.time())
-                context = tracing.traceparent() or given.traceparent
-                operation.metadata = dataclasses.replace(given, traceparent=context)
+                _carry_trace(operation)
             try:
                 await self._prepare_once(dry_run=dry_run)
                 published: Publication = await work()
@@ -920,6 +920,13 @@ def _pod_name() -> str | None:
     """Return the name of the Pod that this process runs in, None outside of one."""
     name = os.environ.get("POD_NAME") or (oserrors.in_pod() and os.environ.get("HOSTNAME"))
     return name if name and is_publisher_name(name) else None
+
+
+def _carry_trace(operation: Operation) -> None:
+    """Have the context of the current span stored with the content."""
+    given = operation.metadata or Metadata(published_at=time.time())
+    context = tracing.traceparent() or given.traceparent
+    operation.metadata = dataclasses.replace(given, traceparent=context)
 
 
 def _of_set(metadata: Metadata | None) -> Metadata | None:

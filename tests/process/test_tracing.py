@@ -80,6 +80,19 @@ def test_a_variable_that_makes_no_sense_is_a_warning_and_the_program_runs(
     assert "no traces are exported" in caplog.text
 
 
+def test_a_library_that_does_not_fit_is_a_warning_and_the_program_runs(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An import of the SDK that fails ends no program."""
+    monkeypatch.setenv(*next(iter(ENDPOINT.items())))
+    monkeypatch.delattr("sidecar.process.span_export")
+    monkeypatch.setitem(sys.modules, "sidecar.process.span_export", None)
+    tracing.request("sidecar-x")
+    with tracing.exporting(), tracing.span("a") as span:
+        assert span is None
+    assert "no traces are exported" in caplog.text
+
+
 def test_without_the_extra_a_warning_names_it(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

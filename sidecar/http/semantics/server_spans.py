@@ -40,8 +40,7 @@ async def middleware(request: web.Request, handler: Handler) -> web.StreamRespon
             "url.scheme": request.scheme,
             "url.path": request.rel_url.raw_path,
             "url.query": _query(request),
-            "server.address": request.url.host,
-            "server.port": request.url.port,
+            **_server(request),
             "client.address": request.remote or None,
             "network.protocol.version": f"{request.version.major}.{request.version.minor}",
             "user_agent.original": request.headers.get("User-Agent"),
@@ -67,6 +66,13 @@ async def middleware(request: web.Request, handler: Handler) -> web.StreamRespon
             if status >= _SERVER_ERROR:
                 tracing.set_error(span, str(status))
         return response
+
+
+def _server(request: web.Request) -> dict[str, str | int | None]:
+    try:
+        return {"server.address": request.url.host, "server.port": request.url.port}
+    except ValueError:  # no host that fits: that is for the handler to say
+        return {}
 
 
 def _query(request: web.Request) -> str | None:

@@ -50,8 +50,8 @@ _FIRST_RESTART_DELAY = 0.25
 After the first exit it restarts at once: its share of new connections waits for it.
 """
 
-KILL_GRACE_PERIOD = 5.0
-"""Seconds after the drain timeout that a worker has for clean-up: two to stop its watch, two for aiohttp."""
+KILL_GRACE_PERIOD = 7.0
+"""Seconds after the drain timeout that a worker has for clean-up: two to stop its watch, two for aiohttp, two for its last spans."""
 _REAP_TIMEOUT = 1.0
 
 _FORK_RETRY_DELAY = 1.0
