@@ -10,7 +10,8 @@ import subprocess
 import sys
 import tomllib
 import zipfile
-from importlib.metadata import packages_distributions
+from functools import cache
+from importlib.metadata import files, packages_distributions
 from pathlib import Path
 
 import pytest
@@ -136,6 +137,7 @@ def test_the_wheel_says_what_it_is(wheel: zipfile.ZipFile) -> None:
 # Types that stand in the public signatures of a dependency, and so come with it.
 COME_WITH = {
     "multidict": "aiohttp",
+    "opentelemetry-api": "opentelemetry-sdk",
     "paho-mqtt": "aiomqtt",
     "yarl": "aiohttp",
     "referencing": "jsonschema",
@@ -145,6 +147,17 @@ COME_WITH = {
 def declared(requirements: list[str]) -> set[str]:
     names = (re.split(r"[^A-Za-z0-9._-]", one)[0] for one in requirements)
     return {name.lower().replace("_", "-") for name in names}
+
+
+@cache
+def files_of(distribution: str) -> frozenset[str]:
+    return frozenset(str(path) for path in files(distribution) or ())
+
+
+def has(distribution: str, module: str) -> bool:
+    """Whether a distribution has this module: several may share a namespace, as those of OpenTelemetry."""
+    path = module.replace(".", "/")
+    return not files_of(distribution).isdisjoint({f"{path}.py", f"{path}/__init__.py"})
 
 
 def imported(*, at_start_only: bool) -> set[str]:
@@ -161,8 +174,9 @@ def imported(*, at_start_only: bool) -> set[str]:
                 if isinstance(node, ast.ImportFrom)
                 else []
             )
-            tops = {module.split(".")[0] for module in modules}
-            found |= {name for top in tops - {"sidecar"} for name in known.get(top, [])}
+            for module in modules:
+                names = set(known.get(module.split(".")[0], ())) - {PROJECT["name"]}
+                found |= names if len(names) == 1 else {one for one in names if has(one, module)}
     normal = {name.lower().replace("_", "-") for name in found}
     return {COME_WITH.get(name, name) for name in normal}
 
