@@ -7,6 +7,7 @@ import json
 import logging
 import re
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -19,41 +20,49 @@ from sidecar.volume import change_log
 PACKAGE = Path(sidecar.__file__).parent
 
 
-def logged() -> set[str]:
-    """Every event that a call of a logger in the code names."""
-    names = set()
+@cache
+def dicts() -> list[tuple[str, ast.Dict, bool]]:
+    """Every dict in the code that has the key `event` or is the `extra` of a call: where, the dict, whether it is `extra`."""
+    found = []
     for path in PACKAGE.rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.Dict):
-                for key, value in zip(node.keys, node.values, strict=True):
-                    if (
-                        isinstance(key, ast.Constant)
-                        and key.value == "event"
-                        and isinstance(value, ast.Constant)
-                    ):
-                        names.add(str(value.value))
-    return names
+        text = path.read_text()
+        if "extra=" not in text and '"event"' not in text:
+            continue
+        tree = ast.parse(text)
+        extra = {
+            id(node.value)
+            for node in ast.walk(tree)
+            if isinstance(node, ast.keyword) and node.arg == "extra"
+        }
+        found += [
+            (f"{path}:{node.lineno}", node, id(node) in extra)
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Dict) and (id(node) in extra or event_of(node) is not None)
+        ]
+    return found
+
+
+def event_of(node: ast.Dict) -> str | None:
+    for key, value in zip(node.keys, node.values, strict=True):
+        if (
+            isinstance(key, ast.Constant)
+            and key.value == "event"
+            and isinstance(value, ast.Constant)
+        ):
+            return str(value.value)
+    return None
 
 
 def test_each_event_is_listed_and_each_that_is_listed_is_logged() -> None:
     """A name that is searched for must not be missing on the page, nor stand there for nothing."""
-    assert logged() == set(EVENTS)
+    assert {event_of(node) for _, node, _ in dicts()} == set(EVENTS)
     assert [name for name in EVENTS if not re.fullmatch(r"[a-z_]+\.[a-z_]+", name)] == []
     assert all(meaning and meaning[-1] != "." for meaning in EVENTS.values())
 
 
 def test_each_event_is_given_to_a_logger() -> None:
-    """As `extra`: a dict with the key `event` that is something else would hide a missing one."""
-    for path in PACKAGE.rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text())):
-            if (
-                isinstance(node, ast.keyword)
-                and node.arg == "extra"
-                and isinstance(node.value, ast.Dict)
-            ):
-                assert ast.literal_eval(node.value)["event"] in EVENTS, (
-                    f"{path}:{node.value.lineno}"
-                )
+    """As `extra`: one that is something else would hide a missing one."""
+    assert [where for where, node, extra in dicts() if extra and event_of(node) not in EVENTS] == []
 
 
 @pytest.fixture

@@ -234,7 +234,7 @@ async def test_a_token_for_reading_changes_nothing(
 
 def test_a_writer_that_nobody_may_use_does_not_start(tmp_path: Path, token: Path) -> None:
     """With tokens for reading alone: writing would be open, or closed to everybody; neither is what was meant."""
-    with pytest.raises(sidecar.ConfigError, match="nobody could write"):
+    with pytest.raises(sidecar.ConfigError, match="no request could write"):
         writer_app(tmp_path / "config", read_token_file=token)
     reader_app(tmp_path / "config", read_token_file=token)
 
