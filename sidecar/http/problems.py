@@ -140,6 +140,8 @@ class Problem(web.HTTPException):
         self.status_code = status
         self.kind = kind
         self.detail = detail
+        self.counted = False
+        """Whether the attempt that it ends was counted, and recorded in the audit log."""
         super().__init__(headers=_no_store(headers))
         _fill(self, f"/problems/{kind}", title, detail, members)
 

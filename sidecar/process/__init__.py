@@ -6,7 +6,7 @@
 `prefork/` runs several worker processes, `helper_process` runs cancellable work in one,
 and `parent_death` ends a process with its parent.
 `process_table` lists the other processes.
-`request_context` is the request that a change belongs to. `quantities` parses sizes and times, `config_types` the values of configurations, `tls_trust` decides which certificates a client accepts,
+`request_context` is the request that a change belongs to, `audit` the log of all attempts. `quantities` parses sizes and times, `config_types` the values of configurations, `tls_trust` decides which certificates a client accepts,
 `http_endpoint` says where a client connects to and as whom, `retry` how long it waits between attempts, `secret_file` reads a secret,
 `redaction` keeps secrets out of messages, and `arguments` validates arguments.
 """

@@ -2,5 +2,5 @@
 
 `volume` has the public class for publishing. `content/` reads the disk, for publishers and watchers;
 `validation/` validates content; `publish/` changes the disk; `watch/` watches it for changes.
-`publish/` and `watch/` do not import each other. `outcomes` counts, logs and traces how a publish ended; `change_log` logs one line for each change, published or detected.
+`publish/` and `watch/` do not import each other. `outcomes` counts, logs, audits and traces how an attempt ended; `change_log` logs one line for each change, published or detected.
 """

@@ -24,7 +24,7 @@ from typing import Any, Final, Literal, TypeVar, Unpack, get_args, overload
 from sidecar import _errors
 from sidecar.fs import oserrors
 from sidecar.process import arguments, executor, request_context, tracing
-from sidecar.volume import change_log, outcomes
+from sidecar.volume import outcomes
 from sidecar.volume.content import local_file, payload
 from sidecar.volume.content import snapshot as snapshots
 from sidecar.volume.content.metadata import Metadata, is_publisher_name
@@ -61,6 +61,8 @@ KEEP_BYTES = 256 << 20
 KEEP_DELETED_FILES = 10
 GRACE_SECONDS = 30.0
 _EXPIRY_DELAY = 0.1
+
+
 _VOLUMES: weakref.WeakSet[Volume] = weakref.WeakSet()
 
 
@@ -254,7 +256,7 @@ class Volume:
                 await self._validate(name, data, dry_run=dry_run)
             return await self._run_step(self._store.publish, contents, operation=operation)
 
-        return await self._with_metrics(work, self._path, operation)
+        return await self._with_metrics(work, self._attempt("publish", None, operation), operation)
 
     async def update(
         self,
@@ -299,7 +301,7 @@ class Volume:
                 await self._validate(name, data, dry_run=dry_run)
             return await self._run_step(self._store.update, contents, operation=operation)
 
-        return await self._with_metrics(work, self._path, operation)
+        return await self._with_metrics(work, self._attempt("publish", None, operation), operation)
 
     async def validate(self, name: str, content: PublishSource) -> None:
         """Have the gate validate a content, as `put` does before it publishes; nothing is published.
@@ -365,7 +367,7 @@ class Volume:
             given = metadata if tracing.traceparent() is None else operation.metadata
             return await self._loop_commits().put(name, data, given)
 
-        return await self._with_metrics(work, self._display_path(name), operation)
+        return await self._with_metrics(work, self._attempt("publish", name, operation), operation)
 
     def put_with_callback(
         self,
@@ -384,11 +386,12 @@ class Volume:
         unseen = unseen and self._verifier is None
         if not (self._prepared and unseen and len(content) <= self._max_size):
             return None
-        started, request = time.perf_counter(), request_context.CURRENT.get()
+        attempt = self._attempt("publish", name, metadata)
+        request = request_context.CURRENT.get()
 
         def ended(outcome: Outcome) -> None:
             request_context.CURRENT.set(request)  # the batch may contain writes of other clients
-            outcomes.count_result(outcome, self._display_path(name), started)
+            attempt.end(outcome)
             callback(outcome)
 
         return self._loop_commits().submit(name, content, ended, metadata)
@@ -477,20 +480,18 @@ class Volume:
         models.check_text(name)
         operation = self._operation(if_match, None, dry_run, metadata)
         operation.purge = arguments.check_flag("purge", purge)
-        where = self._display_path(name)
-        with outcomes.publish_span("delete", where, dry_run=dry_run) as span:
+        attempt = self._attempt("purge" if purge else "delete", name, operation)
+        with attempt.span() as span:
             if span is not None:
                 _carry_trace(operation)
             try:
                 done = await self._run_step(self._store.delete, name, operation=operation)
             except BaseException as error:
-                outcomes.count_failure(error, where, dry_run=dry_run)
-                outcomes.note_outcome(span, error)
+                attempt.end(error)
+                outcomes.describe_outcome(span, error)
                 raise
-            outcomes.note_outcome(span, done)
-        if not dry_run:
-            outcomes.DELETED.inc()
-            change_log.note("deleted", where, "with its history" if purge else "its history stays")
+            outcomes.describe_outcome(span, done)
+        attempt.end_delete(*operation.replaced)
         return done
 
     @asynccontextmanager
@@ -521,14 +522,14 @@ class Volume:
             most = min(most, arguments.check_size("limit", limit))
         await self._prepare_once(dry_run=dry_run)
         upload = Upload(self._store, self._path, name, most, dry_run=dry_run)
+        operation = Operation(dry_run=dry_run)
         try:
-            operation = Operation(dry_run=dry_run)
             opening = executor.run_queued(upload.open, operation)
             await executor.finish_before_cancel(opening, operation.cancel)
             yield upload
         except BaseException as error:
             if not upload.handed_over:
-                outcomes.count_failure(error, self._display_path(name), dry_run=dry_run)
+                self._attempt("publish", name, operation).end(error)
             raise
         finally:
             await upload.end()
@@ -633,9 +634,8 @@ class Volume:
             return await self._run_step(self._store.put, file, data, operation=operation)
 
         try:
-            return await self._with_metrics(
-                work, self._display_path(name), operation, done="rolled back"
-            )
+            attempt = self._attempt("rollback", name, operation)
+            return await self._with_metrics(work, attempt, operation)
         except _errors.ContentAltered as error:
             raise _errors.UnknownVersion(
                 f"cannot roll {self._path} back to {snapshots.etag(requested)}: what was kept of it is altered"
@@ -830,35 +830,36 @@ class Volume:
         """Return the path of a file, or of the volume, for messages."""
         return self._path if name is None else os.path.join(self._path, name)
 
+    def _attempt(
+        self, event: outcomes.Event, name: str | None, by: Operation | Metadata | None
+    ) -> outcomes.Attempt:
+        """Return an attempt to change a file, or the set, to be counted and logged."""
+        metadata, dry_run = (by.metadata, by.dry_run) if isinstance(by, Operation) else (by, False)
+        user = self._publisher if metadata is None else metadata.published_by or self._publisher
+        return outcomes.Attempt(event, self._display_path(name), user, dry_run=dry_run)
+
     async def _with_metrics(
-        self, work: Callable[[], Any], where: str, operation: Operation, done: str = "published"
+        self, work: Callable[[], Any], attempt: outcomes.Attempt, operation: Operation
     ) -> Publication:
         """Run `work`, count its result and log it, and have a span for it, whose context is stored with the content."""
-        started, before = time.perf_counter(), self._published
-        dry_run = operation.dry_run
-        with outcomes.publish_span("publish", where, dry_run=dry_run) as span:
+        before = self._published
+        with attempt.span() as span:
             if span is not None:
                 _carry_trace(operation)
             try:
-                await self._prepare_once(dry_run=dry_run)
+                await self._prepare_once(dry_run=attempt.dry_run)
                 published: Publication = await work()
-            except asyncio.CancelledError as error:
-                if self._published is not before and self._published is not None and not dry_run:
-                    outcomes.count_result(
-                        self._published, where, started, done
-                    )  # too late to cancel
-                    outcomes.note_outcome(span, self._published)
-                else:
-                    outcomes.count_failure(error, where, dry_run=dry_run)
-                    outcomes.note_outcome(span, error)
-                raise
             except BaseException as error:
-                outcomes.count_failure(error, where, dry_run=dry_run)
-                outcomes.note_outcome(span, error)
+                late = isinstance(error, asyncio.CancelledError) and self._published is not before
+                # If it is too late to cancel, it was published.
+                outcome: Outcome = (
+                    self._published if late and self._published is not None else error
+                )
+                attempt.end(outcome)
+                outcomes.describe_outcome(span, outcome)
                 raise
-            if not dry_run:
-                outcomes.count_result(published, where, started, done)
-            outcomes.note_outcome(span, published)
+            attempt.end(published)
+            outcomes.describe_outcome(span, published)
         return published
 
     async def _run_step(self, function: Callable[..., R], *args: Any, operation: Operation) -> R:

@@ -313,6 +313,7 @@ MATRIX: dict[str, dict[str, Any]] = {
         "collector": {"enabled": True, "ui": False},
     },
     "every request logged": {"writer": {"accessLog": True}, "reader": {"accessLog": True}},
+    "each change in an audit log": {"writer": {"auditLog": "-"}},
     "collector that waits alone": {
         "writer": {"enabled": False},
         "reader": {"enabled": False},

@@ -231,6 +231,9 @@ securityContext:
 - --no-ui
 {{- end }}
 {{- if eq $role "writer" }}
+{{- with $values.auditLog }}
+- {{ printf "--audit-log=%s" . | quote }}
+{{- end }}
 {{- with $values.confirmCa }}
 - {{ printf "--confirm-ca=%s" . | quote }}
 {{- end }}

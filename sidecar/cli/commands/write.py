@@ -27,6 +27,11 @@ from sidecar.cli.impl import serve
     help="CA certificate (PEM) to verify that reader. Without it, the system's CA certificates are used,"
     " and a reader on this machine is not verified.",
 )
+@declare.option(
+    "--audit-log",
+    metavar="FILE",
+    help="File to append a JSON line to for each attempt to change a content, done or not; - for stdout.",
+)
 @options.tokens
 @options.allowed_origins
 @options.allowed_hosts
@@ -40,6 +45,7 @@ def command(
     keeping: options.StorageOptions,
     confirm: str | None,
     confirm_ca: str | None,
+    audit_log: str | None,
     token_file: str | None,
     read_token_file: str | None,
     allowed_origins: tuple[str, ...],
@@ -56,8 +62,10 @@ def command(
     """
     with lazy_imports.server_alone():
         from sidecar.http.apps import writer
-    from sidecar.process import memory, tracing
+    from sidecar.process import audit, memory, tracing
 
+    if audit_log is not None:
+        audit.configure(audit_log)
     memory.relax_gc()
     tracing.request("sidecar-write")
     # Above the 256 KiB of uvloop's decryption buffer: fetching those pages from the kernel each time is half the cost of an upload over TLS.

@@ -38,6 +38,9 @@ BODY_TIMEOUT: Final = 30.0
 
 _MAX_JSON_BODY_BYTES: Final = 64 << 10
 _BAD_ESCAPE: Final = re.compile(rb"%(?![0-9A-Fa-f]{2})")
+_CONTEXT: Final[web.RequestKey[RequestContext]] = web.RequestKey(
+    "sidecar.request_context", RequestContext
+)
 _PRECONDITION_HEADERS: Final = ("If-Match", "If-None-Match", "If-Unmodified-Since", "Prefer")
 
 
@@ -82,14 +85,17 @@ def decoded(value: bytes) -> bytes:
 
 
 def context(request: web.Request) -> RequestContext:
-    """Return the request as logs and metadata name it."""
-    admission = request.get(bearer_auth.ADMISSION)
-    return request_context.of_headers(
-        request.remote or request_context.UNIX_SOCKET,
-        None if admission is None else admission.name,
-        request.headers.get("X-Request-ID"),
-        request.headers.get("traceparent"),
-    )
+    """Return the request as logs and metadata name it, always with the same ID."""
+    known = request.get(_CONTEXT)
+    if known is None:
+        admission = request.get(bearer_auth.ADMISSION)
+        known = request[_CONTEXT] = request_context.of_headers(
+            request.remote or request_context.UNIX_SOCKET,
+            None if admission is None else admission.name,
+            request.headers.get("X-Request-ID"),
+            request.headers.get("traceparent"),
+        )
+    return known
 
 
 def signature(request: web.Request, where: str) -> str | None:

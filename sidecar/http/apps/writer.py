@@ -34,7 +34,7 @@ from sidecar.http.apps.write_health import WriteHealth
 from sidecar.http.semantics import bearer_auth, cross_origin, representation, server_spans
 from sidecar.http.server.recv import BufferPool
 from sidecar.http.subscribe import long_poll
-from sidecar.process import arguments, request_context, tracing
+from sidecar.process import arguments, audit, request_context, tracing
 from sidecar.volume import change_log, outcomes
 from sidecar.volume.content.snapshot import MAX_SIZE
 from sidecar.volume.publish import models
@@ -126,6 +126,7 @@ def writer_app(
         middlewares=[
             *([server_spans.middleware] if tracing.is_on() else []),
             problems.middleware,
+            _audit_refusals,
             protection.middleware(),
             *([tokens.middleware()] if tokens else []),
         ]
@@ -262,12 +263,55 @@ def _attempt(handler: Handler) -> Handler:
         try:
             return await handler(request)
         except _errors.SidecarError as error:
-            name = request.match_info.get("name")
-            where = os.path.join(request.app[WRITER].volume.path, change_log.one_line(name or ""))
-            outcomes.count_failure(error, where, dry_run="dry_run" in request.query, once=True)
+            outcomes.count_failure(
+                error,
+                _target(request),
+                event=_event(request),
+                dry_run="dry_run" in request.query,
+                once=True,
+            )
             raise
 
     return attempted
+
+
+def _event(request: web.Request) -> outcomes.Event:
+    """Return what a request attempts."""
+    if request.method == "POST":
+        return "rollback"
+    if request.method == "DELETE":
+        return "purge" if request.query.get("purge") else "delete"
+    return "publish"
+
+
+def _target(request: web.Request) -> str:
+    """Return the path that a request changes, as far as its URL tells."""
+    writer = request.app[WRITER]
+    name = request.match_info.get("name")
+    if name is None:
+        name = "" if request.method == "POST" else writer.primary or ""
+    return os.path.join(writer.volume.path, change_log.one_line(name))
+
+
+@handler_api.cache_safe
+@web.middleware
+async def _audit_refusals(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Record changes that are refused before the volume is reached: without a valid token, from another origin, malformed."""
+    try:
+        return await handler(request)
+    except problems.Problem as problem:
+        attempted = request.method in {"PUT", "DELETE", "POST"} or "content" in request.query
+        tried = "dry_run" in request.query or request.method == "HEAD"
+        if audit.is_enabled() and attempted and not tried and not problem.counted:
+            request_context.CURRENT.set(write_request.context(request))
+            denied = problem.status in {401, 403, 421, 429}
+            audit.record(
+                _event(request),
+                "denied" if denied else "refused",
+                _target(request),
+                reason=change_log.one_line(problem.detail),
+            )
+        raise
 
 
 # Handlers, in the order of the routes
@@ -449,6 +493,7 @@ def _too_large(writer: Writer, name: str, *, dry_run: bool) -> problems.Problem:
     error = too_large(where, writer.max_size)
     outcomes.count_failure(error, where, dry_run=dry_run)
     problem = problems.from_error(error)
+    problem.counted = True
     problem.force_close()
     return problem
 

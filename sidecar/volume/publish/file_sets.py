@@ -13,6 +13,7 @@ import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 from sidecar import _errors
 from sidecar.fs import atomic, atomic_writer, dirs, layout, open_file, oserrors, visible_links
@@ -78,7 +79,7 @@ class FileSet:
         old = _versions(before) if before is not None and is_ours else {}
         fresh = {n: content for n, content in files.items() if old.get(n) != versions[n]}
         done = self._activate(fd, _DesiredSet(versions, fresh), before, operation)
-        return replace(done, size=sum(map(payload.size, files.values())))
+        return replace(done, size=sum(map(payload.size, files.values())), **_replaced(done, before))
 
     def update(
         self, fd: int, changes: Mapping[str, bytes | Content | None], operation: Operation
@@ -109,7 +110,7 @@ class FileSet:
         fresh = {name: content for name, content in given.items() if old.get(name) != desired[name]}
         optional = visible_links.top_level_names(old) - visible_links.top_level_names(given)
         done = self._activate(fd, _DesiredSet(desired, fresh), before, operation, optional)
-        return replace(done, size=total)
+        return replace(done, size=total, **_replaced(done, before))
 
     def put(self, fd: int, name: str, content: Payload, operation: Operation) -> Publication:
         """Publish the set with one file added or replaced."""
@@ -146,7 +147,16 @@ class FileSet:
                 self._metadata.attach(fd, staged.fd, name, version, metadata)
             fresh = _DesiredSet(desired, {name: staged}, of_one_file=True, is_new=redescribed)
             done = self._activate(fd, fresh, before, operation, optional)
-        return Publication(version, done.changed, name not in old, done.modified, size)
+        previous = before.snapshot.get_content(name)
+        return Publication(
+            version,
+            done.changed,
+            name not in old,
+            done.modified,
+            size,
+            old.get(name) if done.changed else None,
+            previous.size if done.changed and previous is not None else None,
+        )
 
     def delete(self, fd: int, name: str, operation: Operation) -> Publication:
         """Publish the set without this file."""
@@ -157,6 +167,8 @@ class FileSet:
         if versions.pop(name, None) is None:
             raise models.missing(where)
         self._check_signed(versions, {}, before)
+        gone = before.snapshot.content(name)
+        operation.replaced = (gone.version, gone.size)
         optional = visible_links.top_level_names(versions)
         return self._activate(fd, _DesiredSet(versions, {}), before, operation, optional)
 
@@ -484,6 +496,13 @@ class _DesiredSet:
     @property
     def size(self) -> int:
         return sum(len(c) if isinstance(c, bytes) else c.size for c in self.fresh.values())
+
+
+def _replaced(done: Publication, before: ScanResult | None) -> dict[str, Any]:
+    """Return what a publish of a set has replaced, for its publication."""
+    if before is None or not done.changed:
+        return {}
+    return {"replaced": before.snapshot.version, "replaced_size": before.snapshot.size}
 
 
 def _build_source(

@@ -29,6 +29,7 @@ class Publication:
 
     `changed` is False if the same content was already published; `created` is True if nothing existed before.
     `modified` is the modification time in Unix seconds, `size` the size in bytes.
+    `replaced` is the version that was there before and `replaced_size` its size; None if there was none, or if it is unknown.
 
     >>> done = Publication("a665a459", changed=True, created=False, modified=1.5, size=3)
     >>> done.etag
@@ -40,6 +41,8 @@ class Publication:
     created: bool
     modified: float
     size: int
+    replaced: str | None = None
+    replaced_size: int | None = None
 
     @property
     def etag(self) -> str:
@@ -116,6 +119,8 @@ class Operation:
     """Whether the caller removes expired versions later."""
     metadata: Metadata | None = None
     """The metadata to store with the content."""
+    replaced: tuple[str | None, int | None] = (None, None)
+    """After a delete: version and size of what was deleted, as far as known."""
 
     def cancel(self) -> None:
         """Cancel the change if its content is not visible yet."""

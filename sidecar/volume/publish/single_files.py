@@ -127,8 +127,9 @@ class SingleFiles:
             operation.raise_if_cancelled()
             if operation.dry_run:
                 return Publication(version, True, status is None, time.time(), size)
+            replaced = own_version or current
             if status is not None and own_version is None:
-                self._archive_foreign(fd, name, status)
+                replaced = self._archive_foreign(fd, name, status) or replaced
             if metadata is not None:
                 self._budget.change(on_disk(1))
                 if not is_attached:
@@ -147,7 +148,8 @@ class SingleFiles:
             modified = self._record_published(name, version, staged)
             if status is not None and not self._settings.access_matches(status):
                 history.restrict(fd, name, self._settings.mode, self._settings.group)
-        return Publication(version, True, status is None, modified, size)
+        before = None if status is None else status.st_size
+        return Publication(version, True, status is None, modified, size, replaced, before)
 
     def _is_redescribed(self, fd: int, name: str, version: str, operation: Operation) -> bool:
         """Whether the content that is there is published with another type or signature."""
@@ -176,8 +178,10 @@ class SingleFiles:
                 permissions.check_writable(parent)
                 permissions.check_replaceable(parent, leaf, where)
             return
+        version = self._own_version(name, status) or current
         if not operation.purge and self._own_version(name, status) is None:
-            self._archive_foreign(fd, name, status)
+            version = self._archive_foreign(fd, name, status) or version
+        operation.replaced = (version, status.st_size)
         with oserrors.map_publish_errors(what), dirs.open_subdir(fd, above) as parent:
             try:
                 os.unlink(leaf, dir_fd=parent)
@@ -370,10 +374,11 @@ class SingleFiles:
         except OSError:
             return unreadable
 
-    def _archive_foreign(self, fd: int, name: str, status: os.stat_result) -> None:
-        """Archive the content of another writer before it is replaced."""
-        if stat.S_ISREG(status.st_mode):
-            archive_existing(fd, name, name, self._settings, self._version_of)
+    def _archive_foreign(self, fd: int, name: str, status: os.stat_result) -> str | None:
+        """Archive the content of another writer before it is replaced; return its version if it was determined."""
+        if not stat.S_ISREG(status.st_mode):
+            return None
+        return archive_existing(fd, name, name, self._settings, self._version_of)
 
     def _drop_state(self, name: str) -> None:
         """Drop the cached state of a deleted file."""
@@ -462,23 +467,28 @@ def archive_existing(
     name: str,
     settings: VolumeConfig,
     version_of: Callable[[int, str], str | None] | None = None,
-) -> None:
-    """Archive the regular file at `path` in the history of `name`. Never raises `OSError`."""
+) -> str | None:
+    """Archive the regular file at `path` in the history of `name`, and return its version. Never raises `OSError`.
+
+    None if there is no history, or the file cannot be read.
+    """
     if settings.keep <= 1:
-        return
+        return None
+    found: str | None = None
     with contextlib.suppress(OSError):
         # Compare the content, not the inode: an in-place rewrite also changes the hard link in the history.
         file = openat.open_beneath(fd, path, os.O_RDONLY | os.O_NOFOLLOW)
         try:
             status = os.fstat(file)
             if not stat.S_ISREG(status.st_mode):
-                return
+                return None
             found = version_of(file, name) if version_of else _hash(file, settings.max_size)
             if found is not None and found != history.latest_version(fd, name):
                 link = partial(_link_or_copy, file)
                 history.archive_file(fd, name, found, status.st_mtime_ns, settings.keep, link=link)
         finally:
             openat.close(file)
+    return found
 
 
 def signature_is_reliable(signature: openat.StatSignature, started: int) -> bool:
