@@ -19,6 +19,7 @@ from sidecar.volume.content import source_state
 from sidecar.volume.validation.gate import Gate
 from sidecar.volume.volume import Volume
 from support import Eventually
+from support.signing import Signer, key_file
 
 
 async def files(volume: Volume) -> dict[str, str]:
@@ -473,3 +474,24 @@ def test_wrong_arguments_are_named(volume: Volume, settings: dict[str, Any], mes
     given = {"sources": [ListSource([])], **settings}
     with pytest.raises(_errors.ConfigError, match=message):
         mirror.Mirror(volume.path, **given)
+
+
+async def test_a_state_that_is_not_signed_is_not_published(
+    start_mirror: StartMirror, volume: Volume, tmp_path: Path, eventually: Eventually
+) -> None:
+    """The files stay, until a signed state comes; what was planted on the volume before the start goes."""
+    signer = Signer()
+    verifying = Volume(volume.path, verify_key=key_file(tmp_path / "keys.pem", signer))
+    await volume.publish({"planted": "x"})
+    before = result("refused")
+    source = ListSource([state(signer.signed({"a": "1"}))])
+    running = start_mirror(source, volume=verifying, allow_shrink=True)
+    await eventually(lambda: running.is_complete)
+    assert sorted(await verifying.snapshot()) == ["SHA256SUMS", "SHA256SUMS.sig", "a"]
+    source.add(state({**signer.signed({"a": "1"}), "a": "2"}))
+    await eventually(lambda: "a is not what SHA256SUMS says" in (running.problem or ""))
+    assert (await verifying.snapshot()).text("a") == "1"
+    assert result("refused") == before + 1
+    source.add(state(signer.signed({"a": "2"})))
+    await eventually(lambda: running.problem is None and running.is_complete)
+    assert (await verifying.snapshot()).text("a") == "2"
