@@ -17,7 +17,7 @@ from typing import Any
 from aiohttp import web
 
 from sidecar import _errors
-from sidecar.http import handler_api, ops
+from sidecar.http import handler_api, health_state, ops
 from sidecar.http.server import framing, limits, protocol, sockets
 from sidecar.http.server.fastpath import ListenerCache
 from sidecar.http.server.fastpath.protocol import FastPathProtocol
@@ -155,7 +155,8 @@ async def serve_on(
     """Serve on bound sockets, as `serve` does; the caller closes them."""
     async with AsyncExitStack() as stack:
         if admin_bound:
-            # It ends last: while requests are finished, `/readyz` must say that there should be no more.
+            # It begins first, and ends last: while requests are finished, `/readyz` must say that there should be no more.
+            ready = _report_start(app, ready)
             await stack.enter_async_context(_admin_port(app, admin_bound, head_timeout))
         if certificate is not None:
             await stack.enter_async_context(certificate.watched())
@@ -165,6 +166,24 @@ async def serve_on(
         drain = partial(_drain, delay=drain_delay, timeout=drain_timeout)
         limiter = ConnectionLimiter(head_timeout=head_timeout, max_connections=max_connections)
         await _run(app, endpoints, limiter, ready, drain, access_log=access_log)
+
+
+def _report_start(
+    app: web.Application, ready: Callable[[Sequence[str]], None] | None
+) -> Callable[[Sequence[str]], None]:
+    """Make an application neither started nor ready until the returned function is called, which then calls `ready`."""
+
+    def starting() -> str:
+        return "it starts, and does not listen yet"
+
+    remove = health_state.get_health(app).add("server", ready=starting, started=starting)
+
+    def started(addresses: Sequence[str]) -> None:
+        remove()
+        if ready is not None:
+            ready(addresses)
+
+    return started
 
 
 async def _bind(stack: AsyncExitStack, host: str, port: int | None) -> list[socket.socket]:

@@ -81,6 +81,45 @@ async def test_an_application_of_a_user_has_its_checks_there(
         assert (await http.get(f"{one.url}/livez")).status == 404
 
 
+async def test_it_is_not_ready_before_the_application_listens(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """kubelet asks from the start on: a Pod that is ready too early gets requests that are refused."""
+    caplog.set_level("INFO")
+    begun, go = asyncio.Event(), asyncio.Event()
+
+    async def start(_: web.Application) -> None:
+        begun.set()
+        await go.wait()
+
+    app = web.Application()
+    app.on_startup.append(start)
+    listening: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    serving = asyncio.create_task(
+        serve(
+            app,
+            host="127.0.0.1",
+            port=0,
+            admin_port=0,
+            admin_host="127.0.0.1",
+            drain_delay=0.0,
+            ready=lambda _: listening.set_result(None),
+        )
+    )
+    async with asyncio.timeout(20), ClientSession() as http:
+        await begun.wait()
+        admin = re.findall(r"the admin port is (\S+)", caplog.text)[-1]
+        await problem(await http.get(f"{admin}/startupz"), 503, "not-started")
+        await problem(await http.get(f"{admin}/readyz"), 503, "not-ready")
+        assert (await http.get(f"{admin}/livez")).status == 200
+        go.set()
+        await listening
+        for path in PROBES:
+            assert (await http.get(admin + path)).status == 200
+        serving.cancel()
+        await asyncio.wait({serving})
+
+
 async def test_it_says_that_the_process_drains_until_the_last_answer(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
