@@ -220,6 +220,8 @@ class BearerTokens:
             found = request.match_info.handler
             if is_public(found):
                 request[MAY_READ] = await self._admission(request) is not None
+                if not request[MAY_READ] and self._note_failure(request):
+                    return await _close_after(request, handler)
             else:
                 admission = await self._check(request)
                 if is_change(request.method, found):
@@ -240,14 +242,18 @@ class BearerTokens:
     async def _check(self, request: web.Request) -> Admission:
         admission = await self._admission(request)
         if admission is None:
-            shown = _scheme(request.headers.get("Authorization", "")) == "bearer"
-            wait = self._failed.note(request.remote) if shown else 0
-            metrics.HTTP_FAILED_LOGINS_TOTAL.inc(shown)
-            if wait:
+            if wait := self._note_failure(request):
                 raise _too_many(wait)
-            raise _unauthorized(shown=shown)
+            raise _unauthorized(shown=_shows_token(request))
         request[ADMISSION] = admission
         return admission
+
+    def _note_failure(self, request: web.Request) -> int:
+        """Count a wrong token; return 0 within the limit, and without a token, else the seconds to wait."""
+        if not _shows_token(request):
+            return 0
+        metrics.HTTP_FAILED_LOGINS_TOTAL.inc()
+        return self._failed.note(request.remote)
 
     def _store(self, tokens: tuple[Token, ...], found: frozenset[str]) -> None:
         for problem in sorted(found - self._problems):
@@ -310,8 +316,20 @@ def is_change(method: str, handler: object) -> bool:
     return method not in _SAFE_METHODS or getattr(handler, _CHANGES_STATE, False) is True
 
 
-def _scheme(authorization: str) -> str:
-    return authorization.partition(" ")[0].lower()
+def _shows_token(request: web.Request) -> bool:
+    scheme, _, _ = request.headers.get("Authorization", "").partition(" ")
+    return scheme.lower() == "bearer"
+
+
+async def _close_after(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Close the connection after the response of a public handler: whether it shows details tells if a guess is right."""
+    try:
+        response = await handler(request)
+    except web.HTTPException as error:
+        error.force_close()
+        raise
+    response.force_close()
+    return response
 
 
 def _too_many(seconds: int) -> problems.Problem:

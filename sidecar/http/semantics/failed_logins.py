@@ -2,6 +2,7 @@
 
 A right token is always accepted, so nobody can lock its holder out, neither from the same address nor by many.
 Beyond the limit a wrong one gets 429, and its connection is closed: each further guess costs a handshake.
+What needs no token is answered nevertheless, since a probe must not fail for the token that it shows; its connection is closed, too.
 That makes no short token safe; 128 random bits need no limit at all.
 
 The address is that of the connection: headers such as `X-Forwarded-For` come from the client.

@@ -61,8 +61,24 @@ async def test_who_shows_no_token_is_not_limited(guarded: Client) -> None:
     for _ in range(30):
         await problem(await guarded.get("/"), 401, "unauthorized")
         assert (await guarded.get("/", headers={"Authorization": "Basic eDp5"})).status == 401
-        assert (await guarded.get("/livez", headers=bearer("x"))).status == 200
+        assert (await guarded.get("/livez")).status == 200
     assert (await guarded.get("/", headers=bearer("x"))).status == 401
+
+
+async def test_probes_are_no_way_around_the_limit(guarded: Client) -> None:
+    """Details tell whether a token is right. A probe is answered, whatever it shows; a guess costs a connection there, too."""
+    before = metrics.HTTP_FAILED_LOGINS_TOTAL._value.get()
+    for _ in range(10):
+        answer = await guarded.get("/readyz", headers=bearer("x"))
+        assert (answer.status, answer.headers.get("Connection")) == (200, None)
+    for _ in range(3):
+        answer = await guarded.get("/readyz", headers=bearer("x"))
+        assert (answer.status, answer.headers.get("Connection")) == (200, "close")
+        assert "details" not in await answer.json()
+    assert metrics.HTTP_FAILED_LOGINS_TOTAL._value.get() == before + 13
+    answer = await guarded.get("/readyz", headers=bearer("secret"))
+    assert "details" in await answer.json()
+    assert "Connection" not in answer.headers
 
 
 async def test_pipelined_guesses_end_with_the_first_429(served: Serve, tmp_path: Path) -> None:
