@@ -27,7 +27,7 @@ from sidecar.process import arguments, executor, request_context, tracing
 from sidecar.volume import outcomes
 from sidecar.volume.content import local_file, payload
 from sidecar.volume.content import snapshot as snapshots
-from sidecar.volume.content.metadata import Metadata, is_publisher_name
+from sidecar.volume.content.metadata import Metadata, described_by, is_publisher_name
 from sidecar.volume.content.snapshot import MAX_SIZE, Content, Snapshot, T, to_bytes
 from sidecar.volume.content.source_state import SourceState
 from sidecar.volume.publish import group_commit, history, models, store
@@ -359,7 +359,7 @@ class Volume:
             data = await self._load(name, content)
             self._check_size(os.path.join(self._path, name), payload.size(data))
             if isinstance(data, Content) and data.metadata is not None:
-                operation.metadata = _described_by(operation.metadata, data.metadata)
+                operation.metadata = described_by(operation.metadata, data.metadata)
             await self._check_signature(name, data, operation)
             await self._validate(name, data, dry_run=dry_run)
             if dry_run or operation.conditions or isinstance(data, Content) or self._verifier:
@@ -620,7 +620,7 @@ class Volume:
                 self._store.load_version, requested, name
             )
             if old is not None:
-                operation.metadata = _described_by(operation.metadata, old)
+                operation.metadata = described_by(operation.metadata, old)
             files = {file: await self._load(file, content) for file, content in archived.items()}
             if is_set and self._verifier is not None:
                 await executor.run_in_thread(self._verifier.check_set, self._path, files)
@@ -937,18 +937,6 @@ def _of_set(metadata: Metadata | None) -> Metadata | None:
             "metadata", metadata, "one without content_type: a set has none, its files have"
         )
     return metadata
-
-
-def _described_by(given: Metadata | None, old: Metadata) -> Metadata | None:
-    """Return the metadata of a content that is published again: its type and signature stay, if no others are given."""
-    if not old.describes_content():
-        return given
-    given = given or Metadata(published_at=time.time())
-    return dataclasses.replace(
-        given,
-        content_type=given.content_type or old.content_type,
-        signature=given.signature or old.signature,
-    )
 
 
 def _check_content(content: object) -> None:

@@ -20,6 +20,7 @@ import functools
 import logging
 import os
 import re
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -145,6 +146,18 @@ class Metadata:
                 (self.signature, known.signature),
             )
         )
+
+
+def described_by(given: Metadata | None, old: Metadata | None) -> Metadata | None:
+    """Return the metadata of a content that is published again: its type and signature stay, if no others are given."""
+    if old is None or not old.describes_content():
+        return given
+    given = given or Metadata(published_at=time.time())
+    return replace(
+        given,
+        content_type=given.content_type or old.content_type,
+        signature=given.signature or old.signature,
+    )
 
 
 def make(values: dict[str, Any]) -> Metadata:
@@ -323,7 +336,9 @@ def _parse_time(value: object) -> float | None:
     with contextlib.suppress(ValueError, OverflowError):
         if isinstance(value, str):
             moment = datetime.fromisoformat(value)
-            return moment.timestamp() if moment.tzinfo is not None else None
+            # With an offset, it may be beyond the years that can be shown.
+            if moment.tzinfo is not None and _is_time(moment.timestamp()):
+                return moment.timestamp()
     return None
 
 

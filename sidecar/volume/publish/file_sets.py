@@ -77,8 +77,10 @@ class FileSet:
         # Generations of other publishers may hold links, which cannot be taken over.
         is_ours = (layout.active_generation(fd) or "").startswith(layout.GENERATION)
         old = _versions(before) if before is not None and is_ours else {}
-        fresh = {n: content for n, content in files.items() if old.get(n) != versions[n]}
-        done = self._activate(fd, _DesiredSet(versions, fresh), before, operation)
+        again = _redescribed(files, old, before)
+        fresh = {n: c for n, c in files.items() if old.get(n) != versions[n] or n in again}
+        desired = _DesiredSet(versions, fresh, is_new=bool(again))
+        done = self._activate(fd, desired, before, operation)
         return replace(done, size=sum(map(payload.size, files.values())), **_replaced(done, before))
 
     def update(
@@ -107,9 +109,11 @@ class FileSet:
         total = kept + sum(map(payload.size, given.values()))
         if total > self._settings.max_size:
             raise payload.too_large(path, self._settings.max_size)
-        fresh = {name: content for name, content in given.items() if old.get(name) != desired[name]}
+        again = _redescribed(given, old, before)
+        fresh = {n: c for n, c in given.items() if old.get(n) != desired[n] or n in again}
         optional = visible_links.top_level_names(old) - visible_links.top_level_names(given)
-        done = self._activate(fd, _DesiredSet(desired, fresh), before, operation, optional)
+        wanted = _DesiredSet(desired, fresh, is_new=bool(again))
+        done = self._activate(fd, wanted, before, operation, optional)
         return replace(done, size=total, **_replaced(done, before))
 
     def put(self, fd: int, name: str, content: Payload, operation: Operation) -> Publication:
@@ -130,6 +134,8 @@ class FileSet:
             and name in old
             and metadata.redescribes(before.snapshot.content(name).metadata)
         )
+        if redescribed and desired == old:
+            metadata = stored.described_by(metadata, before.snapshot.content(name).metadata)
         if desired == old and not redescribed:
             unchanged = _DesiredSet(old, {}, of_one_file=True)
             done = self._activate(fd, unchanged, before, operation, optional)
@@ -144,7 +150,8 @@ class FileSet:
             return Publication(version, True, name not in old, done.modified, size)
         with models.staged(fd, content, where) as staged:
             if not (metadata is None or operation.dry_run):
-                self._metadata.attach(fd, staged.fd, name, version, metadata)
+                with oserrors.map_publish_errors(f"publish {where}"):
+                    self._metadata.attach(fd, staged.fd, name, version, metadata)
             fresh = _DesiredSet(desired, {name: staged}, of_one_file=True, is_new=redescribed)
             done = self._activate(fd, fresh, before, operation, optional)
         previous = before.snapshot.get_content(name)
@@ -496,6 +503,21 @@ class _DesiredSet:
     @property
     def size(self) -> int:
         return sum(len(c) if isinstance(c, bytes) else c.size for c in self.fresh.values())
+
+
+def _redescribed(
+    files: Mapping[str, bytes | Content], old: Mapping[str, str], before: ScanResult | None
+) -> set[str]:
+    """Return the names of contents whose bytes are there, under another type or signature than their own."""
+    return {
+        name
+        for name, content in files.items()
+        if isinstance(content, Content)
+        and content.metadata is not None
+        and before is not None
+        and old.get(name) == content.version
+        and content.metadata.redescribes(before.snapshot.content(name).metadata)
+    }
 
 
 def _replaced(done: Publication, before: ScanResult | None) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from sidecar.fs import atomic, dirs, layout, openat, oserrors, xattrs
 from sidecar.process.logging import rate_limited
 from sidecar.volume.content import metadata as stored
 from sidecar.volume.content.metadata import HiddenMetadata, Metadata
+from sidecar.volume.publish import history
 from sidecar.volume.publish.models import VolumeConfig
 
 #: New hidden files after which those of files that no longer exist are removed.
@@ -117,7 +118,7 @@ class MetadataStore:
         if layout.metadata_of(name) != f"{layout.METADATA}/{entry}":
             # The name of the file is hashed because it is long.
             name = stored.hidden_name(fd, f"{layout.METADATA}/{entry}") or ""
-        return bool(name) and (_exists(fd, name) or _exists(fd, layout.history_of(name)))
+        return bool(name) and (_exists(fd, name) or bool(history.has_version(fd, name)))
 
     def _write_hidden(self, fd: int, name: str, version: str, metadata: Metadata) -> None:
         target = layout.metadata_of(name).rpartition("/")[2]

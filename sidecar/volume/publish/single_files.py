@@ -31,7 +31,7 @@ from sidecar.fs import (
 )
 from sidecar.process import executor
 from sidecar.volume.content import payload, snapshot
-from sidecar.volume.content.metadata import HiddenMetadata
+from sidecar.volume.content.metadata import HiddenMetadata, described_by
 from sidecar.volume.content.payload import Payload
 from sidecar.volume.publish import history, models
 from sidecar.volume.publish.budget import Budget, on_disk
@@ -115,6 +115,10 @@ class SingleFiles:
         with models.staged(fd, content, where, reused) as staged, oserrors.map_name_errors(what):
             self._check_target(fd, name, status, operation)
             metadata = operation.metadata
+            if current == version:
+                # The same bytes, with other metadata or access.
+                present = self._metadata.of_entry(fd, name, name, version)
+                metadata = described_by(metadata, present)
             attribute = None if metadata is None else metadata.to_json(version)
             is_attached = staged.set_attribute(attribute)
             staged.finalize(

@@ -137,6 +137,53 @@ async def test_a_file_of_a_set_takes_another_type(shared: Path) -> None:
     assert not (await volume.publish({"a": "1", "b": "1"}, metadata=signed)).changed
 
 
+async def test_the_same_bytes_keep_what_is_not_given(shared: Path) -> None:
+    """A new signature takes no type away, a new type no signature, and another mode neither."""
+
+    async def described(name: str) -> tuple[str | None, str | None]:
+        found = (await Volume(shared).read(name)).metadata
+        return (None, None) if found is None else (found.content_type, found.signature)
+
+    for name in ("config", "a"):
+        volume = Volume(shared)
+        await volume.put(name, "1", metadata=Metadata(content_type="text/css", signature="s"))
+        await volume.put(name, "1", metadata=Metadata(signature="t"))
+        assert await described(name) == ("text/css", "t")
+        await volume.put(name, "1", metadata=Metadata(content_type="text/plain"))
+        assert await described(name) == ("text/plain", "t")
+        assert (await Volume(shared, mode=0o600).put(name, "1")).changed
+        assert await described(name) == ("text/plain", "t")
+        await volume.publish({"a": "0", "b": "1"})
+
+
+async def test_a_set_that_is_rolled_back_has_the_types_of_then(tmp_path: Path) -> None:
+    """Also that of a file whose bytes are the same now; hidden files know only its last type."""
+    volume = Volume(tmp_path)
+    await volume.publish({"a": "1", "b": "1"})
+    await volume.put("a", "1", metadata=Metadata(content_type="text/css"))
+    old = (await volume.snapshot()).version
+    await volume.put("b", "2")
+    await volume.put("a", "1", metadata=Metadata(content_type="text/plain"))
+    await volume.rollback(old)
+    found = (await volume.snapshot()).metadata_of("a")
+    assert found is not None
+    assert found.content_type == "text/css"
+
+
+async def test_a_deleted_file_of_a_set_keeps_its_type_in_the_history(shared: Path) -> None:
+    volume = Volume(shared, grace=0.0)
+    await volume.publish({"a": "1"})
+    await volume.put("b", "1", metadata=Metadata(content_type="text/css"))
+    old = (await volume.snapshot()).version
+    await volume.delete("b")
+    later = Volume(shared)
+    await later.prepare()
+    await later.rollback(old)
+    found = (await later.snapshot()).metadata_of("b")
+    assert found is not None
+    assert found.content_type == "text/css"
+
+
 async def test_a_large_content_has_it_too(shared: Path) -> None:
     """Uploaded in pieces; and one that is copied from a volume keeps its type, and not who published it."""
     volume, large = Volume(shared), b"x" * (3 << 20)
@@ -194,6 +241,8 @@ async def test_rewritten_in_place_it_is_that_of_nobody(shared: Path) -> None:
         b'{"version": "VERSION", "published_by": "a\\r\\nSet-Cookie: b", "request_id": "a b"}',
         b'{"version": "VERSION", "published_at": "9999-99-99", "signature": "\\u0000"}',
         b'{"version": "VERSION", "published_at": "2026-01-01T00:00:00", "traceparent": "00-x"}',
+        b'{"version": "VERSION", "published_at": "9999-12-31T23:59:59-23:59"}',
+        b'{"version": "VERSION", "published_at": "0001-01-01T00:00:00+23:59"}',
         b'{"version": "VERSION", "content_type": "text/html\\r\\nX: y"}',
     ],
 )
@@ -280,6 +329,28 @@ async def test_without_space_the_content_is_refused_as_ever(
         await volume.put("config", "2", metadata=ALICE)
     assert (tmp_path / "config").read_text() == "1"
     assert not [name for name in os.listdir(tmp_path) if name.startswith("..tmp-")]
+
+
+async def test_the_history_gives_way_to_the_metadata_of_a_file_of_a_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As to its content."""
+    refuse_attributes(monkeypatch)
+    volume = Volume(tmp_path, grace=0.0)
+    for number in range(3):
+        await volume.publish({"a": str(number)})
+    assert any(name.startswith("gen-") for name in os.listdir(tmp_path / "..versions"))
+    real = atomic.TempFile.rename_into
+
+    def rename(self: atomic.TempFile, target: str, dir_fd: int) -> None:
+        if target == "a.json" and os.listdir(tmp_path / "..versions"):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        real(self, target, dir_fd)
+
+    monkeypatch.setattr(atomic.TempFile, "rename_into", rename)
+    await volume.put("a", "3", metadata=ALICE)
+    assert (await volume.read("a")).data == b"3"
+    assert await who(volume, "a") == "alice"
 
 
 async def test_a_signature_is_never_left_out(
