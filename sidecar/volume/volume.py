@@ -589,11 +589,12 @@ class Volume:
         """
         arguments.check_instance("version", version, str, "a version or an entity tag, a str")
         found = await executor.run_in_thread(self._store.load_version, version.strip('"'), name)
-        if self._verifier is not None:
-            await executor.run_in_thread(
-                self._check_archived, self._verifier, found.files, found.is_set
-            )
-        return found.files, found.is_set
+        if self._verifier is None:
+            return found.files, found.is_set
+        files = await executor.run_in_thread(
+            self._verified_archived, self._verifier, found.files, found.is_set
+        )
+        return files, found.is_set
 
     async def rollback(
         self,
@@ -787,13 +788,15 @@ class Volume:
         where = os.path.join(self._path, name)
         return signature_filter.verified_file(self._verifier, content, beside, where)
 
-    def _check_archived(
+    def _verified_archived(
         self, verifier: signatures.Verifier, files: Mapping[str, Content], is_set: bool
-    ) -> None:
-        """Raise `UnknownVersion` if an older version is not signed. Blocking."""
+    ) -> Mapping[str, Content]:
+        """Return the verified bytes of an older version. Raises `UnknownVersion` if it is not signed. Blocking."""
         found: Snapshot[None] = Snapshot(files, single=not is_set, value=None)
         try:
-            signature_filter.verified_snapshot(verifier, found, self._path, is_set=is_set)
+            return signature_filter.verified_snapshot(
+                verifier, found, self._path, is_set=is_set
+            ).contents()
         except _errors.ReadError as error:
             raise _errors.UnknownVersion(str(error)) from error
 

@@ -271,6 +271,8 @@ class Store:
             check_name(name)
         given = {name: content for name, content in changes.items() if content is not None}
         if self._is_dry_run_without_dir(operation):
+            if self._settings.check_set is not None and given:
+                self._settings.check_set(given)
             return self.publish(given, operation)
         size = sum(map(payload.size, given.values()))
 

@@ -154,8 +154,8 @@ class SignatureFilter:
             problem = problem or f"cannot use {where}: {reason}"
             if known is not None and (last := known.get_content(name)) is not None:
                 files[name] = last
-        if not files and known is None:
-            return Verified(None, problem)
+        if not files:
+            return Verified(known, problem)  # else it would seem that everything was deleted
         return Verified(Snapshot(files, single=False, value=None), problem)
 
     def _refused(self, where: str, reason: str) -> Verified:

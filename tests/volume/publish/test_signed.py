@@ -134,6 +134,31 @@ async def test_nothing_is_read_that_is_not_signed(volume: Volume, signer: Signer
     assert (await volume.read("large")).size == 2 << 20
 
 
+async def test_an_old_version_is_read_as_it_was_verified(volume: Volume, signer: Signer) -> None:
+    """What is written into it afterwards, its times restored, is not in it."""
+    data = b"good" * (1 << 19)
+    first = await volume.publish(signer.signed({"large": data}))
+    await volume.publish(signer.signed({"a": "2"}))
+    files, is_set = await volume.read_version(first.version)
+    assert is_set
+    (kept,) = Path(volume.path).glob("..gen-*/large")
+    status = kept.stat()
+    with kept.open("r+b") as file:
+        file.write(b"evil" * (1 << 19))
+    os.utime(kept, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert files["large"].data == data
+
+
+@pytest.mark.parametrize("exists", [False, True])
+async def test_a_dry_run_of_an_update_says_what_is_not_signed(volume: Volume, exists: bool) -> None:
+    """Also where the directory is missing, which it does not create."""
+    if exists:
+        await volume.prepare()
+    with pytest.raises(ContentRefused, match="it has no SHA256SUMS"):
+        await volume.update({"a": "1"}, dry_run=True)
+    assert os.path.exists(volume.path) == exists
+
+
 async def test_a_writer_publishes_no_empty_file_at_its_start(volume: Volume) -> None:
     """Nobody has signed it."""
     await volume.prepare(initial={"config": b""})

@@ -14,6 +14,8 @@ import pytest
 from sidecar import ConfigError, Metadata, Volume
 from sidecar.process import metrics
 from sidecar.testing import ConfigMapVolume, until
+from sidecar.volume.validation.signature_filter import SignatureFilter
+from sidecar.volume.validation.signatures import Verifier
 from sidecar.volume.watch.watch import Watch
 from support.signing import Signer, digest_line, key_file
 from support.watching import BOUND, RECHECK, Scans, consumer, replace
@@ -284,6 +286,22 @@ async def test_loose_files_are_verified_one_by_one(
         await seen.converge({"a": "2", "b": "1"})
         (volume / "planted").unlink()
         await until(lambda: seen.watch.stale is None, timeout=BOUND)
+
+
+async def test_a_planted_file_alone_takes_nothing_away(
+    volume: Path, keys: Path, signer: Signer
+) -> None:
+    """As if nothing were there, when the signed files are deleted: the last content stays."""
+    publisher = Volume(volume)
+    await publisher.put("a", "1", metadata=Metadata(signature=signer.sign_file("a", "1")))
+    signed = SignatureFilter(str(volume), Verifier([str(keys)]))
+    good = await publisher.snapshot()
+    assert signed.verify(good).snapshot == good
+    (volume / "a").unlink()
+    (volume / "planted").write_text("x")
+    found = signed.verify(await publisher.snapshot())
+    assert found.snapshot == good
+    assert "planted: it is not signed" in (found.problem or "")
 
 
 async def test_a_signature_is_found_where_the_volume_has_no_attributes(
