@@ -10,6 +10,7 @@ from sidecar import _errors
 from sidecar.mirror import records
 from sidecar.mirror.records import File, SourceRecord, UnitRecord
 from sidecar.process import metrics
+from sidecar.volume.content.metadata import Metadata, is_publisher_name
 from sidecar.volume.volume import PublishSource, Volume
 
 _log = logging.getLogger(__name__)
@@ -57,18 +58,21 @@ class Composition:
         if all(one.is_complete for one in sources):
             changes |= {name: None for name in self._published if name not in chosen}
         if changes:
-            await self._update(changes, chosen)
+            await self._update(changes, chosen, _describe(sources))
             for one in sources:
                 if one.changed_at is not None:
                     metrics.MIRROR_LAG_SECONDS.set(max(time.time() - one.changed_at, 0.0))
         records.release(unit for _, unit in units)
 
     async def _update(
-        self, changes: Mapping[str, PublishSource | None], chosen: Mapping[str, File]
+        self,
+        changes: Mapping[str, PublishSource | None],
+        chosen: Mapping[str, File],
+        metadata: Metadata | None,
     ) -> None:
         match = f'"{self.version}"' if self.version is not None else None
         try:
-            done = await self._volume.update(changes, if_match=match)
+            done = await self._volume.update(changes, if_match=match, metadata=metadata)
         except _errors.VersionConflict:
             # Somebody else has published: start from what is there now.
             await self.load()
@@ -140,6 +144,12 @@ class Composition:
                 except (_errors.ContentRefused, _errors.NameRefused) as error:
                     return str(error)
         return None
+
+
+def _describe(sources: Sequence[SourceRecord]) -> Metadata | None:
+    """Return the metadata of a set: its publisher is the source, or all of them; None if they make no such name."""
+    names = ", ".join(one.name for one in sources)
+    return Metadata(published_by=names) if is_publisher_name(names) else None
 
 
 class _Names:

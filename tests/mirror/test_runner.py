@@ -53,6 +53,25 @@ async def test_each_state_is_published_as_a_whole(
     assert await files(volume) == {"a": "1", "c": "3"}
 
 
+@pytest.mark.parametrize(
+    ("names", "publisher"), [(("dashboards", "rules"), "dashboards, rules"), (("a\nb",), None)]
+)
+async def test_a_set_names_the_sources_that_it_is_from(
+    start_mirror: StartMirror,
+    volume: Volume,
+    eventually: Eventually,
+    names: tuple[str, ...],
+    publisher: str | None,
+) -> None:
+    """Issue 15, point 4: who published it is a token, a Pod or a source; what is no such name is left out."""
+    sources = [ListSource([state({name[0]: "1"})], name=name) for name in names]
+    running = start_mirror(*sources)
+    await eventually(lambda: running.version is not None)
+    snapshot = await volume.snapshot()
+    found = snapshot.metadata.published_by if snapshot.metadata is not None else None
+    assert found == publisher
+
+
 async def test_once_ends_when_a_state_of_every_source_is_published(
     start_mirror: StartMirror, volume: Volume
 ) -> None:
