@@ -2,7 +2,7 @@
 # It has no `git`: for `mirror git+…` install that in an image made from this one.
 # Works as any user, with a read-only root and without capabilities; writes nowhere but to the volume it is given.
 #
-#     make image                                     # or: podman build -t localhost/sidecar:0.1.0 .
+#     make image                                     # or: podman build -t localhost/sidecar:0.2.0 .
 #     make image BASE=registry.example/python:3.13   # any base with Python 3.11 or newer as `python3`, and venv
 ARG BASE=docker.io/library/python:3.13.9-slim-bookworm
 
@@ -21,7 +21,7 @@ RUN /build/bin/pip wheel --quiet --no-deps --no-build-isolation --wheel-dir /whe
  && /build/bin/pip --python /opt/sidecar/bin/python3 install --quiet --no-deps --no-index /wheel/*.whl
 
 FROM ${BASE}
-ARG VERSION=0.1.0
+ARG VERSION=0.2.0
 ARG REVISION=unknown
 LABEL org.opencontainers.image.title="sidecar" \
       org.opencontainers.image.description="Publish, watch and serve the files that the containers of a Pod share" \

@@ -44,7 +44,7 @@ soak: $(STAMP)  ## the tests that take minutes
 
 # What builds and runs it: podman, or ENGINE=docker. BASE is another base image, BUILD are options for the build.
 ENGINE ?= podman
-IMAGE  ?= localhost/sidecar:0.1.0
+IMAGE  ?= localhost/sidecar:0.2.0
 
 image:  ## build the image; BASE=…, EXTRAS=sign, ENGINE=docker, IMAGE=…
 	$(ENGINE) build $(BUILD) $(if $(BASE),--build-arg BASE=$(BASE)) $(if $(EXTRAS),--build-arg EXTRAS="$(EXTRAS)") \
