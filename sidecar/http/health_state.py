@@ -5,7 +5,7 @@ The components of an application add their checks here; `/livez`, `/readyz`, `/s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, MutableMapping
 from typing import TypeAlias
 
 from aiohttp import web
@@ -17,7 +17,7 @@ HEALTH: web.AppKey[Health] = web.AppKey("sidecar.health", Health)
 
 Detail: TypeAlias = Callable[[], Mapping[str, object]]
 
-DETAILS: web.AppKey[dict[str, Detail]] = web.AppKey("sidecar.details", dict)
+DETAILS: web.AppKey[MutableMapping[str, Detail]] = web.AppKey("sidecar.details")
 """Details that the probes report for operators: the mode of a watch, why a content is stale."""
 
 MOVED_TO_ADMIN_PORT: web.AppKey[bool] = web.AppKey("sidecar.moved_to_admin_port", bool)
@@ -31,7 +31,7 @@ def get_health(app: web.Application) -> Health:
     return app[HEALTH]
 
 
-def get_details(app: web.Application) -> dict[str, Detail]:
+def get_details(app: web.Application) -> MutableMapping[str, Detail]:
     """Return the details of an application, created on first use."""
     if DETAILS not in app:
         app[DETAILS] = {}

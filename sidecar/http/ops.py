@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import ChainMap
+from collections.abc import Callable, Iterator
 from typing import Final
 
 from aiohttp import web
@@ -10,7 +11,7 @@ from aiohttp import web
 from sidecar.http import health_state, probes, problems
 from sidecar.http.semantics import bearer_auth, openapi, representation
 from sidecar.process import arguments
-from sidecar.process.health import Health, ProbeKind
+from sidecar.process.health import CombinedHealth, Health, ProbeKind
 from sidecar.process.prefork import worker
 
 
@@ -45,20 +46,34 @@ def metrics_routes() -> list[web.RouteDef]:
     return [web.get("/metrics", _metrics)]
 
 
+_GIVEN_HEALTH: Final = "sidecar_given_health"
+"""Attribute of the handler of a probe: the checks that it was given, None for those of its application."""
+
 OPS_PATHS: Final = (*(one.path for one in probes.PROBES.values()), "/metrics")
 
 
 def admin_app(app: web.Application) -> web.Application:
     """Return an application with the probes of `app` and the metrics, for an admin port; `app` no longer serves them.
 
+    The probes run the checks of `app`, of its sub-applications, and of each `Health` that their probes were given.
     It asks for no token, and shows the details of the probes: who reaches that port may see them.
     """
     admin = web.Application(middlewares=[problems.middleware])
-    admin[health_state.HEALTH] = health_state.get_health(app)
-    admin[health_state.DETAILS] = health_state.get_details(app)
+    parts = list(_with_subapps(app))
+    given = (getattr(route.handler, _GIVEN_HEALTH, None) for route in app.router.routes())
+    healths = [health_state.get_health(part) for part in parts] + [one for one in given if one]
+    admin[health_state.HEALTH] = CombinedHealth({id(one): one for one in healths}.values())
+    admin[health_state.DETAILS] = ChainMap(*map(health_state.get_details, parts))
     admin.add_routes([*health_routes(), *metrics_routes()])
     app[health_state.MOVED_TO_ADMIN_PORT] = True
     return admin
+
+
+def _with_subapps(app: web.Application) -> Iterator[web.Application]:
+    yield app
+    for resource in app.router.resources():
+        if (part := resource.get_info().get("app")) is not None:
+            yield from _with_subapps(part)
 
 
 def ops_routes(describe: Callable[[], openapi.Object]) -> list[web.RouteDef]:
@@ -93,6 +108,7 @@ def _probe(kind: ProbeKind, health: Health | None) -> web.RouteDef:
             return representation.json_answer({"status": "ok", **found})
         raise problems.Problem(problem, probes.reason(report), members=found)
 
+    setattr(probe, _GIVEN_HEALTH, health)
     return web.get(path, bearer_auth.public(probe))
 
 

@@ -9,7 +9,7 @@ So a check belongs under `live` only if a restart would resolve what it finds.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import count
 from types import MappingProxyType
@@ -90,6 +90,32 @@ class Health:
         }
         if kind == "ready" and lifecycle.draining():
             found["process"] = "draining: it was asked to stop and finishes running work"
+        return Report(all(said == OK for said in found.values()), MappingProxyType(found))
+
+
+class CombinedHealth(Health):
+    """The checks of several others, and its own.
+
+    >>> one, other = Health(), Health()
+    >>> remove = one.add("a", ready=lambda: None), other.add("a", ready=lambda: "away")
+    >>> dict(CombinedHealth([one, other]).report("ready").checks)
+    {'a': 'ok', 'a#2': 'away'}
+    """
+
+    def __init__(self, parts: Iterable[Health]) -> None:
+        super().__init__()
+        self._parts = tuple(parts)
+
+    def report(self, kind: ProbeKind) -> Report:
+        """Run all checks of this kind, those of the others as well."""
+        found: dict[str, str] = {}
+        for checks in (
+            super().report(kind).checks,
+            *(one.report(kind).checks for one in self._parts),
+        ):
+            for name, said in checks.items():
+                free = next(one for one in _numbered(name) if found.get(one, said) == said)
+                found[free] = said
         return Report(all(said == OK for said in found.values()), MappingProxyType(found))
 
 

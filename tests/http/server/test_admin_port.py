@@ -81,6 +81,24 @@ async def test_an_application_of_a_user_has_its_checks_there(
         assert (await http.get(f"{one.url}/livez")).status == 404
 
 
+async def test_it_has_the_checks_of_all_probes_that_moved_there(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Those of a `Health` that was given to the routes, and those of applications beneath the one that is served."""
+    given = sidecar.Health()
+    remove = given.add("database", ready=lambda: "it is away")
+    app = web.Application()
+    app.add_routes(sidecar.health_routes(given))
+    app.add_subapp("/config/", reader_app(place(tmp_path / "config", "123")))
+    async with with_admin(app, caplog) as (_, admin), ClientSession() as http:
+        said = await problem(await http.get(f"{admin}/readyz"), 503, "not-ready")
+        name = f"content of {tmp_path / 'config'}"
+        assert said["checks"] == {"database": "it is away", name: "ok"}
+        assert name in said["details"]
+        remove()
+        assert (await http.get(f"{admin}/readyz")).status == 200
+
+
 async def test_it_is_not_ready_before_the_application_listens(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
