@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
+from itertools import product
 from typing import Any
 
 from aiohttp import web
@@ -121,6 +122,7 @@ async def serve(
         certificate = await executor.run_in_thread(load_certificate, tls_cert, tls_key)
         bound = await _bind(stack, host, port)
         admin_bound = await _bind(stack, admin_host, admin_port)
+        _check_distinct(bound, admin_bound)
         if unix_socket is not None:
             opened = sockets.bind_unix(os.fspath(unix_socket))
             bound.append(await executor.run_in_thread(opened.__enter__))
@@ -194,6 +196,18 @@ async def _bind(stack: AsyncExitStack, host: str, port: int | None) -> list[sock
     for one in bound:
         stack.callback(one.close)
     return bound
+
+
+def _check_distinct(bound: Sequence[socket.socket], admin_bound: Sequence[socket.socket]) -> None:
+    """Raise `ConfigError` if two sockets have the same port: Linux says so only when the second one listens."""
+    for one, other in product(bound, admin_bound):
+        (host, port), (admin_host, admin_port) = one.getsockname()[:2], other.getsockname()[:2]
+        any_host = {"0.0.0.0", "::"} & {host, admin_host}  # noqa: S104 (compared, not bound)
+        overlaps = one.family == other.family and (any_host or host == admin_host)
+        if port == admin_port and (overlaps or "::" in any_host):  # it is IPv4 as well
+            raise _errors.ConfigError(
+                f"the port and the admin port are both {port}: choose another one with --admin-port"
+            )
 
 
 @asynccontextmanager

@@ -190,6 +190,19 @@ async def test_a_busy_admin_port_is_said_at_the_start(tmp_path: Path) -> None:
     server.close()
 
 
+@pytest.mark.parametrize("admin_host", ["127.0.0.1", "0.0.0.0", ""])
+async def test_it_is_not_the_port_of_the_data(free_port: int, admin_host: str) -> None:
+    """Nor does an address of its own help, where one of both is that of all."""
+    with pytest.raises(sidecar.ConfigError, match=f"both {free_port}"):
+        await serve(
+            web.Application(),
+            host="127.0.0.1",
+            port=free_port,
+            admin_host=admin_host,
+            admin_port=free_port,
+        )
+
+
 def test_workers_share_it_as_they_share_the_port(
     sidecar_process: StartProcess, tmp_path: Path, free_port: int
 ) -> None:
