@@ -14,6 +14,7 @@ instead of publishing a second time. Error responses therefore need no code here
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -35,6 +36,8 @@ _MAX_TEMPLATES = 128
 _VALUE: Final = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~!$'()*+,/:=?@%"
 _BEFORE_VALUE: Final = b"?content="
 _AFTER_VALUE: Final = b" HTTP/1.1\r\n"
+#: Lines that the cache key has kept are not read for each request (`request_key.ignored_lines`).
+_CONTEXT_LINE: Final = re.compile(rb"\r\n(?:x-request-id|traceparent):", re.IGNORECASE)
 _NO_LINES: Final[Mapping[bytes, bytes]] = {}
 
 
@@ -96,6 +99,7 @@ class WriteTemplates:
         key = (before, request_key.cache_key(after))
         if (
             key in self._templates
+            or _CONTEXT_LINE.search(key[1])
             or len(before) + len(after) > request_key.MAX_REQUEST_BYTES
             or (template := _make_template(request, response, write)) is None
             or not self._seen.before(b"".join(key))

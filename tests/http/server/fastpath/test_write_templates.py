@@ -207,6 +207,19 @@ async def test_a_write_goes_by_the_fast_path_from_the_third_time_on(fast: Fast) 
     wire.close()
 
 
+async def test_the_request_id_is_that_of_the_client_however_the_line_is_written(fast: Fast) -> None:
+    """RFC 9112 section 5: white space around the value is optional, so a line without any says the same."""
+    request = write("CONTENT").replace(b"\r\n\r\n", b"\r\nX-Request-ID:deploy\r\n\r\n")
+    wire = fast.peer.connect()
+    for number in range(4):
+        wire.protocol.data_received(request.replace(b"CONTENT", b"%d" % number))
+        await settled(wire)
+        metadata = (await fast.volume.read("config")).metadata
+        assert metadata is not None
+        assert metadata.request_id == "deploy"
+    wire.close()
+
+
 async def test_of_the_writes_of_many_connections_one_is_published(fast: Fast) -> None:
     """All are answered, each with the entity tag of its own content, and the last one is there."""
     wires = [fast.peer.connect() for _ in range(64)]
