@@ -161,7 +161,7 @@ async def test_no_conversation_tells_a_write_by_the_fast_path_from_one_by_aiohtt
     with caplog.at_level(logging.INFO):
         assert await pair.differences(seed=1, count=1_500) == []
     assert len(filled) > 400, "the fast path has written too little for that to mean anything"
-    assert {one.name for one in caplog.records} <= {"sidecar.volume.change_log"}
+    assert {one.name for one in caplog.records} <= {"sidecar.volume.change_log", "sidecar.audit"}
 
 
 @pytest.mark.soak
