@@ -6,7 +6,6 @@ import errno
 import itertools
 import json
 import logging
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ import sidecar
 from reload.conftest import Receiver
 from sidecar import _errors, reload
 from sidecar.reload.rollback import Rollback
-from sidecar.volume.content.snapshot import Snapshot
+from sidecar.volume.content.snapshot import Content, Snapshot
 from support import Eventually
 
 pytestmark = pytest.mark.filterwarnings("error")
@@ -424,8 +423,12 @@ async def test_a_large_content_that_was_rewritten_comes_from_the_history(
     await memory.confirm(kept)
     await one.publish("bad")
 
-    def altered(self: Snapshot[None]) -> Callable[[], None]:
-        raise _errors.ContentAltered(errno.ESTALE, "altered")
+    contents = type(kept).contents
+
+    def altered(self: Snapshot[None]) -> dict[str, Content]:
+        if self is kept:
+            raise _errors.ContentAltered(errno.ESTALE, "altered")
+        return contents(self)
 
     refused = await one.volume.snapshot()
     monkeypatch.setattr(type(kept), "contents", altered)
