@@ -243,7 +243,12 @@ class HiddenMetadata:
         with contextlib.suppress(ValueError, TypeError, KeyError):
             found = orjson.loads(data or b"{}")
             if found["name"] == name and isinstance(found["versions"], dict):
-                return dict(found["versions"])
+                # Only what `Metadata.to_dict` writes: orjson parses deeper structures than it writes.
+                return {
+                    version: {key: value for key, value in one.items() if isinstance(value, str)}
+                    for version, one in found["versions"].items()
+                    if isinstance(one, dict)
+                }
         return {}
 
 

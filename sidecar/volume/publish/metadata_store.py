@@ -133,6 +133,7 @@ class MetadataStore:
             del known[oldest]
         while len(data := _encode(name, known)) > stored.MAX_HIDDEN_FILE_BYTES and len(known) > 1:
             del known[next(iter(known))]
+        is_new = not _exists(fd, layout.METADATA)
         with dirs.open_subdir(fd, layout.METADATA, make=True, inherit_access=True) as folder:
             staged = atomic.TempFile(folder, short_lived=True)
             try:
@@ -142,6 +143,8 @@ class MetadataStore:
             finally:
                 staged.discard()
             self._settings.sync_directory(folder)
+        if is_new:
+            self._settings.sync_directory(fd)
 
     def _finalize(self, staged: atomic.TempFile) -> None:
         settings = self._settings

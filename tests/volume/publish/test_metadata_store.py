@@ -268,6 +268,21 @@ async def test_what_a_neighbour_plants_says_nothing(tmp_path: Path, planted: byt
     assert (await volume.read("config")).metadata is None
 
 
+async def test_a_planted_hidden_file_stops_no_publish(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What can be parsed need not be what can be written: JSON is read in more levels than it is written in."""
+    refuse_attributes(monkeypatch)
+    volume = Volume(tmp_path)
+    await volume.put("config", "1", metadata=ALICE)
+    deep = b"[" * 600 + b"]" * 600
+    (tmp_path / "..metadata" / "config.json").write_bytes(
+        b'{"name": "config", "versions": {"a": %s, "b": {"version": "b", "x": %s}}}' % (deep, deep)
+    )
+    await volume.put("config", "2", metadata=BOB)
+    assert await who(volume) == "bob"
+
+
 async def test_valid_values_count_beside_invalid_ones(tmp_path: Path) -> None:
     """A later version of this program may know more, and may allow more."""
     volume = Volume(tmp_path)
@@ -351,6 +366,32 @@ async def test_the_history_gives_way_to_the_metadata_of_a_file_of_a_set(
     await volume.put("a", "3", metadata=ALICE)
     assert (await volume.read("a")).data == b"3"
     assert await who(volume, "a") == "alice"
+
+
+async def test_hidden_metadata_is_synced_before_its_content_is_visible(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file, its directory, and where that directory is new: a power cut must leave no content without it."""
+    refuse_attributes(monkeypatch)
+    volume = Volume(tmp_path)
+    await volume.prepare()
+    done: list[str] = []
+    sync, rename = atomic.sync_directory, atomic.TempFile.rename_into
+
+    def note_sync(dir_fd: int) -> None:
+        sync(dir_fd)
+        done.append(os.path.basename(os.readlink(f"/proc/self/fd/{dir_fd}")))
+
+    def note_rename(self: atomic.TempFile, target: str, dir_fd: int) -> None:
+        rename(self, target, dir_fd)
+        done.append(target)
+
+    monkeypatch.setattr(atomic, "sync_directory", note_sync)
+    monkeypatch.setattr(atomic.TempFile, "rename_into", note_rename)
+    for text, first in (("1", [tmp_path.name]), ("2", [])):
+        done.clear()
+        await volume.put("config", text, metadata=ALICE)
+        assert done == ["config.json", "..metadata", *first, "config", tmp_path.name]
 
 
 async def test_a_signature_is_never_left_out(
