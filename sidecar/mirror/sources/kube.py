@@ -181,8 +181,10 @@ class KubeSource:
     async def _wait(self, tasks: list[asyncio.Task[None]]) -> None:
         """Wait until a resource says something; raise the error of one that failed."""
         changed = asyncio.create_task(self._changed.wait())
-        done, _ = await asyncio.wait({changed, *tasks}, return_when=asyncio.FIRST_COMPLETED)
-        changed.cancel()
+        try:
+            done, _ = await asyncio.wait({changed, *tasks}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            changed.cancel()
         self._changed.clear()
         for task in tasks:
             if task in done:
