@@ -18,11 +18,13 @@ from urllib.parse import urljoin, urlsplit
 
 from aiohttp.abc import AbstractResolver, ResolveResult
 from aiohttp.resolver import ThreadedResolver
+from yarl import URL
 
 from sidecar._errors import ConfigError
 from sidecar.mirror import backoff
 from sidecar.mirror.client import Client, Response
 from sidecar.mirror.states import SourceUnavailable, Unit, digest_of
+from sidecar.process import http_endpoint
 from sidecar.process.http_endpoint import Tls
 from sidecar.process.redaction import redact_url
 
@@ -196,7 +198,7 @@ class UrlKeys:
                 answer = await self._follow_redirects(one)
         except TimeoutError:
             raise _failed(one.url, f"no answer within {self._timeout:g} s") from None
-        except ConfigError as error:
+        except (ConfigError, ValueError) as error:
             raise _failed(one.url, str(error)) from None
         if answer.status == _NOT_MODIFIED:
             return False
@@ -243,7 +245,9 @@ class UrlKeys:
         if _ALL_HOSTS not in self._hosts:
             raise _failed(url, f"the host {host} is not among url_keys")
         with suppress(ValueError):
-            _check_outside(ipaddress.ip_address(host), url)
+            # As the client reads it: it takes the digits of other scripts for digits.
+            asked = URL(http_endpoint.address(url, "")[0]).raw_host or ""
+            _check_outside(ipaddress.ip_address(asked), url)
 
     def _is_named(self, url: str) -> bool:
         _, host = _parts(url)

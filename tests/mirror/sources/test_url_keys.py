@@ -251,6 +251,7 @@ async def refusal(site: Site, hosts: list[str], url: str, **options: Any) -> str
         (["*"], "http://127.0.0.1:{port}/a", "127.0.0.1 is the Pod's own"),
         (["*"], "http://localhost:{port}/a", "is the Pod's own"),
         (["*"], "http://127.1:{port}/a", "cannot read http://127.1"),
+        (["*"], "http://\uff11\uff12\uff17.0.0.1:{port}/a", "127.0.0.1 is the Pod's own"),
         (["*"], "http://[::ffff:127.0.0.1]:{port}/a", "127.0.0.1 is the Pod's own"),
         (["*"], "http://169.254.169.254/latest/meta-data/", "169.254.169.254 is the Pod's own"),
         (["*"], "http://[fd00:ec2::254]/latest/meta-data/", "fd00:ec2::254 is the Pod's own"),
@@ -258,6 +259,7 @@ async def refusal(site: Site, hosts: list[str], url: str, **options: Any) -> str
         (["*"], "http://[", "no http or https address"),
         (["127.0.0.1"], "http://127.0.0.1:{port}/to-localhost", "localhost is not among url_keys"),
         (["127.0.0.1"], "http://127.0.0.1:{port}/loop", "more than 5 redirects"),
+        (["127.0.0.1"], "http://127.0.0.1:{port}/to-nowhere", "Invalid IPv6 URL"),
         (["127.0.0.1"], "http://127.0.0.1:{port}/large", "larger than 1048576 bytes"),
         (["127.0.0.1"], "http://ada:secret@127.0.0.1:{port}/a?token=s", "token=***"),
     ],
@@ -268,7 +270,11 @@ async def test_an_address_that_must_not_be_asked_is_refused(
     """Other hosts, and with `*` the Pod itself, the node and its metadata; also by a redirect. Messages show no secret."""
     port = site.server.port
     site.contents["large"] = b"x" * (1 << 20) + b"x"
-    site.redirects |= {"to-localhost": f"http://localhost:{port}/a", "loop": "/loop"}
+    site.redirects |= {
+        "to-localhost": f"http://localhost:{port}/a",
+        "to-nowhere": "http://[",
+        "loop": "/loop",
+    }
     found = await refusal(site, hosts, url.format(port=port))
     assert said in found
     assert "secret" not in found
