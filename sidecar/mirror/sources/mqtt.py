@@ -39,7 +39,7 @@ class MqttSource:
 
     Args:
         user, password_file: the file is read for each connection.
-        settle: seconds without another message after which a reading has ended.
+        settle: seconds without another topic after which a reading has ended.
         ping: seconds between two signs of life.
         recheck: seconds between two readings.
         max_bytes: limit of the payloads that come at once.
@@ -97,8 +97,9 @@ class MqttSource:
     async def follow(self, since: str | None) -> AsyncIterator[State | Alive]:
         """Yield the retained messages, and again after each change."""
         try:
-            async with self._client() as client:
-                messages = _Messages(client)
+            waiting = _Waiting(_MOST_WAITING_MESSAGES)
+            async with self._client(waiting) as client:
+                messages = _Messages(client, waiting)
                 try:
                     async for found in self._follow(client, messages, since):
                         yield found
@@ -107,9 +108,10 @@ class MqttSource:
         except (aiomqtt.MqttError, OSError, ValueError) as error:
             raise SourceUnavailable(f"cannot read {self.name}: {error}") from error
 
-    def _client(self) -> aiomqtt.Client:
+    def _client(self, waiting: _Waiting) -> aiomqtt.Client:
         password = None if self._password_file is None else read_secret(self._password_file)
         context = None if self._tls is None else self._tls.context()
+        queue: Any = lambda maxsize: waiting  # noqa: ARG005, E731
         return aiomqtt.Client(
             self._host,
             self._port,
@@ -118,7 +120,7 @@ class MqttSource:
             protocol=aiomqtt.ProtocolVersion.V5,
             timeout=self._timeout,
             tls_context=None if isinstance(context, bool) else context,
-            max_queued_incoming_messages=_MOST_WAITING_MESSAGES,
+            queue_type=queue,
             logger=_CLIENT_LOG,
         )
 
@@ -161,26 +163,52 @@ class MqttSource:
             if refused := [code for code in codes if getattr(code, "is_failure", False)]:
                 raise ValueError(f"the broker refuses the subscription: {refused[0]}")
             limit = loop.time() + self._timeout
-            while (message := await messages.next(self._settle)) and loop.time() < limit:
-                found.add(topics.apply(message))
+            settled = loop.time() + self._settle
+            while message := await messages.next(min(settled, limit) - loop.time()):
+                name = topics.apply(message)
+                if name not in found:
+                    # Others are changes, which may come for ever.
+                    found.add(name)
+                    settled = loop.time() + self._settle
             yield None
             found &= topics.digests.keys()
-            if found == before:
+            if found == before and settled < limit:
                 topics.keep(found)
                 return
             before = found
         raise ValueError(f"no two of {_MOST_READINGS} readings had the same topics")
 
 
+class _Waiting(asyncio.Queue[aiomqtt.Message]):
+    """The messages that have come and were not taken yet; the client discards what does not fit, and goes on."""
+
+    has_discarded = False
+
+    def put_nowait(self, item: aiomqtt.Message) -> None:
+        try:
+            super().put_nowait(item)
+        except asyncio.QueueFull:
+            self.has_discarded = True
+            raise
+
+
 class _Messages:
     """The messages of a client, one after the other; to wait for one with a limit loses none."""
 
-    def __init__(self, client: aiomqtt.Client) -> None:
-        self._client = client
+    def __init__(self, client: aiomqtt.Client, waiting: _Waiting) -> None:
+        self._client, self._waiting = client, waiting
         self._pending: asyncio.Task[aiomqtt.Message] | None = None
 
     async def next(self, seconds: float) -> aiomqtt.Message | None:
-        """Return the next message, None if there is none within so many seconds."""
+        """Return the next message, None if there is none within so many seconds.
+
+        Raises:
+            ValueError: one was discarded, so what is known is not all.
+        """
+        if self._waiting.has_discarded:
+            raise ValueError(f"more than {self._waiting.maxsize} messages came at once")
+        if self._pending is None and not self._waiting.empty():
+            return self._waiting.get_nowait()  # it comes before those for which a task waits
         if self._pending is None:
             self._pending = asyncio.ensure_future(self._anext())
         done, _ = await asyncio.wait({self._pending}, timeout=seconds)

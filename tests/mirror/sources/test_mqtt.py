@@ -109,6 +109,27 @@ async def test_a_topic_that_one_reading_lacks_is_not_gone(
     assert await files(volume) == {"a": "1", "b": "1"}
 
 
+async def test_a_burst_of_topics_is_read_whole(
+    broker: Mosquitto, start_mirror: StartMirror, volume: Volume, eventually: Eventually, monkeypatch: pytest.MonkeyPatch
+) -> None:  # fmt: skip
+    """The client discards messages that nobody takes in time, and says so to nobody."""
+    monkeypatch.setattr(mqtt, "_MOST_WAITING_MESSAGES", 50)
+    await publish(broker, {f"app/{number}": "1" for number in range(600)})
+    running = start_mirror(source(broker))
+    await eventually(lambda: running.is_complete)
+    assert len(await files(volume)) == 600
+
+
+async def test_messages_that_were_discarded_are_not_taken_for_removed(
+    broker: Mosquitto, start_mirror: StartMirror, volume: Volume, eventually: Eventually, monkeypatch: pytest.MonkeyPatch
+) -> None:  # fmt: skip
+    monkeypatch.setattr(mqtt, "_MOST_WAITING_MESSAGES", 1)
+    await publish(broker, {f"app/{number}": "1" for number in range(600)})
+    running = start_mirror(source(broker))
+    await eventually(lambda: "more than 1 messages came at once" in (running.problem or ""))
+    assert running.version is None
+
+
 async def test_a_change_that_was_not_told_is_found(
     broker: Mosquitto, start_mirror: StartMirror, volume: Volume, eventually: Eventually, monkeypatch: pytest.MonkeyPatch
 ) -> None:  # fmt: skip
