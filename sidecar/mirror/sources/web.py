@@ -124,8 +124,12 @@ def _unpack(body: bytes, limit: int) -> dict[str, bytes]:
     if not body.endswith(bytes(2 * tarfile.BLOCKSIZE)):
         raise ValueError("its end is missing")
     with tarfile.open(fileobj=io.BytesIO(body), mode="r:") as archive:
+        members = [member for member in archive if member.isfile()]
+        # A sparse file may say that it is larger than the archive.
+        if sum(member.size for member in members) > limit:
+            raise ValueError(f"its files are larger than {limit} bytes (raise max_bytes)")
         return {
             member.name.removeprefix("./"): file.read()
-            for member in archive
-            if member.isfile() and (file := archive.extractfile(member)) is not None
+            for member in members
+            if (file := archive.extractfile(member)) is not None
         }

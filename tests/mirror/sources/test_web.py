@@ -69,6 +69,16 @@ def archive(**files: str) -> bytes:
     return made.getvalue()
 
 
+def sparse_archive() -> bytes:
+    """A tar archive whose file has a hole of a megabyte (GNU tar manual, Sparse Formats, 0.1)."""
+    made = io.BytesIO()
+    with tarfile.open(fileobj=made, mode="w", format=tarfile.PAX_FORMAT) as tar:
+        member = tarfile.TarInfo("a")
+        member.pax_headers = {"GNU.sparse.size": str(1 << 20), "GNU.sparse.map": "0,0"}
+        tar.addfile(member)
+    return made.getvalue()
+
+
 def half_archive() -> bytes:
     """A tar archive that ends after its first file, as if it were the only one."""
     return gzip.decompress(archive(a="1", b="2"))[:1024]
@@ -136,6 +146,7 @@ def cut_off(request: web.Request) -> web.Response:
         pytest.param(lambda request: web.Response(body=b"x" * 30_000), "larger than 20000 bytes", id="large"),
         pytest.param(lambda request: web.Response(body=b"<html>"), "no tar archive", id="HTML with 200"),
         pytest.param(lambda request: web.Response(body=gzip.compress(bytes(100_000))), "when unpacked", id="bomb"),
+        pytest.param(lambda request: web.Response(body=sparse_archive()), "larger than 20000 bytes", id="hole"),
         pytest.param(lambda request: web.Response(body=half_archive()), "its end is missing", id="half an archive"),
         pytest.param(plain(200, "x", **{"Repr-Digest": "sha-256=:AAAA:"}), "Repr-Digest", id="digest"),
     ],
