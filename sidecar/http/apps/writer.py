@@ -267,7 +267,7 @@ def _attempt(handler: Handler) -> Handler:
                 error,
                 _target(request),
                 event=_event(request),
-                dry_run="dry_run" in request.query,
+                dry_run=_is_dry_run(request),
                 once=True,
             )
             raise
@@ -293,6 +293,14 @@ def _target(request: web.Request) -> str:
     return os.path.join(writer.volume.path, change_log.one_line(name))
 
 
+def _is_dry_run(request: web.Request) -> bool:
+    """Return whether a refused request was a dry run; one with an invalid flag was none."""
+    try:
+        return write_request.dry_run(request)
+    except problems.Problem:
+        return False
+
+
 @handler_api.cache_safe
 @web.middleware
 async def _audit_refusals(request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -301,7 +309,7 @@ async def _audit_refusals(request: web.Request, handler: Handler) -> web.StreamR
         return await handler(request)
     except problems.Problem as problem:
         attempted = request.method in {"PUT", "DELETE", "POST"} or "content" in request.query
-        tried = "dry_run" in request.query or request.method == "HEAD"
+        tried = _is_dry_run(request) or request.method == "HEAD"
         if audit.is_enabled() and attempted and not tried and not problem.counted:
             request_context.CURRENT.set(write_request.context(request))
             denied = problem.status in {401, 403, 421, 429}

@@ -110,6 +110,11 @@ ATTEMPTS: dict[str, tuple[str, str, dict[str, Any], str, str]] = {
     "without a token": (
         "PUT", "/files/a", {"data": b"1", "headers": {"Authorization": ""}}, "publish", "denied",
     ),
+    "no dry run, without a token": (
+        "PUT", "/files/a?dry_run=0", {"data": b"1", "headers": {"Authorization": ""}}, "publish", "denied",
+    ),
+    "no dry run": ("PUT", "/files/..a?dry_run=no", {"data": b"1"}, "publish", "refused"),
+    "perhaps a dry run": ("PUT", "/files/a?dry_run=perhaps", {"data": b"1"}, "publish", "refused"),
     "with a token to read": (
         "DELETE", "/files/a", {"headers": {"Authorization": "Bearer other"}}, "delete", "denied",
     ),
@@ -133,7 +138,8 @@ async def test_what_is_refused_is_a_line_as_well(one: Client, lines: Lines, name
     assert found["reason"]
     assert found["client"] == "127.0.0.1"
     assert "secret" not in str(found)
-    user = {"without a token": None, "with a token to read": "monitor"}
+    nobody = dict.fromkeys(("without a token", "no dry run, without a token"))
+    user = {"with a token to read": "monitor"} | nobody
     if name != "from another origin":  # that is looked at first
         assert found.get("user") == user.get(name, "deploy-bot")
 
