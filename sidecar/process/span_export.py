@@ -41,6 +41,7 @@ def make_provider(service: str, exporters: Sequence[str]) -> TracerProvider:
     """
     for result in metrics.SPAN_RESULTS:
         metrics.SPANS_TOTAL.labels(result)
+    logging.getLogger("opentelemetry.util.re").addFilter(_hide_header)
     provider = TracerProvider(resource=_resource(service), shutdown_on_exit=False)
     for exporter in exporters:
         provider.add_span_processor(_CountingProcessor(_CountingExporter(_make_exporter(exporter))))
@@ -80,6 +81,16 @@ def _make_exporter(name: str) -> SpanExporter:
     from opentelemetry.exporter.otlp.proto.http import trace_exporter
 
     return trace_exporter.OTLPSpanExporter()
+
+
+def _hide_header(record: logging.LogRecord) -> bool:
+    """Say that a header of the exporter is invalid: the message of the SDK quotes it, and it may hold a credential."""
+    if record.args:
+        _log.warning(
+            "a header of the collector is invalid, and is not sent: each is NAME=VALUE, percent-encoded"
+            " (see OTEL_EXPORTER_OTLP_HEADERS)"
+        )
+    return False
 
 
 class _LastReason(logging.Filter):

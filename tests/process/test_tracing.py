@@ -253,6 +253,19 @@ def test_credentials_of_the_collector_are_in_no_line_of_the_log(
     assert "secret" not in caplog.text
 
 
+def test_a_header_of_the_collector_that_is_none_is_not_quoted(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, free_port: int
+) -> None:
+    """As people write it: with a colon. The SDK ignores it, and says all of it."""
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{free_port}")
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_HEADERS", "Authorization: Bearer secret")
+    tracing.request("sidecar-test")
+    with tracing.exporting():
+        pass
+    assert "OTEL_EXPORTER_OTLP_HEADERS" in caplog.text
+    assert "secret" not in caplog.text
+
+
 def test_attributes_are_bounded_and_errors_are_said_by_their_class(
     spans: Callable[[], dict[str, ReadableSpan]],
 ) -> None:
