@@ -31,7 +31,7 @@ class ConsulSource:
         parts = urlsplit(url)
         self._prefix = unquote(parts.path).lstrip("/")
         if not self._prefix:
-            raise ConfigError(f"{parts.scheme}://{parts.netloc} needs a prefix: consul+https://host:8501/PREFIX/")  # fmt: skip
+            raise ConfigError(f"{parts.scheme}://{parts.netloc.rpartition('@')[2]} needs a prefix: consul+https://host:8501/PREFIX/")  # fmt: skip
         self._client = Client(parts._replace(path="/").geturl(), timeout=timeout, **options)
         self.name = f"consul+{self._client.name.rstrip('/')}{parts.path}"
         self._wait = arguments.check_seconds("wait", wait, zero=False)

@@ -36,12 +36,14 @@ class _Kind(NamedTuple):
     module: str
     name: str
     options: config_types.Readers
+    takes_query: bool = False
+    """Whether what follows `?` in an address belongs to it; elsewhere it would be dropped, and with it what it meant."""
     extra: str = ""
     """What must be installed beside the package, as `pip` names it."""
 
 
 _POLLING = {**_HTTP, "interval": config_types.seconds}
-_WEB = _Kind("web", "WebSource", _POLLING)
+_WEB = _Kind("web", "WebSource", _POLLING, takes_query=True)
 _ETCD = _Kind("etcd", "EtcdSource", {**_HTTP, "recheck": config_types.seconds})
 _KUBE = _Kind(
     "kube",
@@ -57,6 +59,7 @@ _KUBE = _Kind(
         "url_ca_file": config_types.text,
         "recheck": config_types.seconds,
     },
+    takes_query=True,
 )
 _GIT = _Kind(
     "git",
@@ -84,6 +87,7 @@ _GIT = _Kind(
         "known_hosts_file": config_types.text,
         "git_config_file": config_types.text,
     },
+    takes_query=True,
 )
 _REDIS = _Kind(
     "redis",
@@ -130,6 +134,7 @@ _OBJECTS = _Kind(
         "timeout": config_types.seconds,
         "max_bytes": config_types.some_size,
     },
+    takes_query=True,  # it says where a signature belongs
     extra="objects",
 )
 _MQTT = _Kind(
@@ -204,8 +209,13 @@ def make_source(address: str) -> Placed:
     if scheme not in _KINDS:
         raise ConfigError(f"{redact_url(bare)!r} is no source: write {FORMS}")
     kind = _KINDS[scheme]
-    given = dict(parse_qsl(fragment, keep_blank_values=True))
     where = f"the source {redact_url(bare)}"
+    if "?" in bare and not kind.takes_query:
+        raise ConfigError(f"{where}: options follow #, not ?")
+    pairs = parse_qsl(fragment, keep_blank_values=True)
+    given = dict(pairs)
+    if len(given) < len(pairs):
+        raise ConfigError(f"{where}: an option is given twice")
     made: dict[str, Any] = config_types.read(
         given, {**kind.options, "into": config_types.text}, where
     )

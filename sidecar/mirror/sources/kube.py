@@ -109,7 +109,9 @@ class KubeSource:
         self._selector = dict(parse_qsl(parts.query, keep_blank_values=True))
         if wrong := self._selector.keys() - {"labelSelector", "fieldSelector"}:
             raise ConfigError(f"{url}: there is no {wrong.pop()!r} (write ?labelSelector=…)")
-        kinds, _, names = parts.path.strip("/").partition("/")
+        kinds, slash, names = parts.path.strip("/").partition("/")
+        if "/" in names or (slash and not all(unquote(names).split(","))):
+            raise ConfigError(f"{url}: write the names of objects as /NAME,NAME")
         self._resources = [
             _Resource(kind, namespace, name or None)
             for name in unquote(names).split(",")

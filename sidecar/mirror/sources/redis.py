@@ -68,6 +68,10 @@ class RedisSource:
             self._tls = http_endpoint.Tls(
                 url, f"https://{parts.netloc}", ca_file=ca_file, cert_file=cert_file, key_file=key_file
             )  # fmt: skip
+        elif ca_file or cert_file or key_file:
+            raise ConfigError(f"{self.name}: certificates are for rediss://")
+        if self._user is not None and password_file is None:
+            raise ConfigError(f"{self.name}: user and password_file go together")
         self._timeout = arguments.check_seconds("timeout", timeout, zero=False)
         self._ping = arguments.check_seconds("ping", ping, zero=False)
         self._recheck = arguments.check_seconds("recheck", recheck, zero=False)

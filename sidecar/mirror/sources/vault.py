@@ -42,7 +42,7 @@ class VaultSource:
         parts = urlsplit(url)
         mount, _, path = unquote(parts.path).strip("/").partition("/")
         if not mount or not path:
-            raise ConfigError(f"{parts.scheme}://{parts.netloc}{parts.path} names no secret: vault+https://host:8200/MOUNT/PATH")  # fmt: skip
+            raise ConfigError(f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path} names no secret: vault+https://host:8200/MOUNT/PATH")  # fmt: skip
         self._client = Client(parts._replace(path="/").geturl(), timeout=timeout, **options)
         self.name = f"vault+{self._client.name.rstrip('/')}{parts.path}"
         self._url = f"{self._client.url}v1/{quote(mount)}/data/{quote(path)}"

@@ -433,6 +433,8 @@ def test_certificates_of_older_clusters_are_accepted(
         ("kube:///configmaps", "names no namespace"),
         ("kube://shop/pods", "no kind 'pods'"),
         ("kube://shop/configmaps?label=x", "no 'label'"),
+        ("kube://shop/configmaps/a,", "write the names of objects"),
+        ("kube://shop/configmaps/a/b", "write the names of objects"),
         ("kube://shop/configmaps", "no Pod of Kubernetes"),
         ("kube://./configmaps", "namespace of this Pod"),
     ],

@@ -168,6 +168,10 @@ async def test_a_key_of_another_kind_is_named(
         ("redis://host/app", "names no key"),
         ("redis://host/0/", "names no key"),
         ("redis://:secret@host/0/app", "password_file"),
+        ("redis://host/0/app#ca_file=a", "rediss"),
+        ("redis://host/0/app#user=ada", "go together"),
+        ("redis://host/0/app?password_file=a", "options follow #"),
+        ("redis://host/0/app#password_file=a&password_file=b", "given twice"),
     ],
 )
 def test_a_wrong_address_is_refused(url: str, said: str) -> None:

@@ -133,11 +133,12 @@ async def test_a_prefix_that_was_emptied_is_held(
 @pytest.mark.parametrize(
     ("url", "said"),
     [
-        ("vault+https://host/secret", "names no secret"),
-        ("consul+https://host/", "needs a prefix"),
+        ("vault+https://ada:secret-1@host/app", "names no secret"),
+        ("consul+https://ada:secret-1@host/", "needs a prefix"),
         ("consul+https://host/app/#interval=1", "there is no 'interval'"),
     ],
 )
 def test_a_wrong_address_is_refused(url: str, said: str) -> None:
-    with pytest.raises(_errors.ConfigError, match=said):
+    with pytest.raises(_errors.ConfigError, match=said) as caught:
         factory.make_source(url)
+    assert "secret-1" not in str(caught.value)
