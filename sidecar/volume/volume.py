@@ -297,8 +297,6 @@ class Volume:
             given = {name: data for name, data in contents.items() if data is not None}
             models.check_names(given)
             self._check_size(self._path, sum(map(payload.size, given.values())))
-            if self._verifier is not None and contents:
-                await executor.run_in_thread(self._check_changes, self._verifier, contents)
             for name, data in given.items():
                 await self._validate(name, data, dry_run=dry_run)
             return await self._run_step(self._store.update, contents, operation=operation)
@@ -779,22 +777,8 @@ class Volume:
         operation.unsigned = await executor.run_in_thread(
             verifier.why_not_publish, name, digest, signature
         )
-        active = await executor.run_in_thread(self._store.active_list)
-        where = self._display_path(name)
-        if active is None:
-            if operation.unsigned is not None:
-                raise signatures.refused(where, operation.unsigned)
-        elif name not in (signatures.LIST, signatures.LIST_SIGNATURES):
-            await executor.run_in_thread(verifier.check_listed, where, {name: digest}, active)
-
-    def _check_changes(
-        self, verifier: signatures.Verifier, changes: Mapping[str, bytes | Content | None]
-    ) -> None:
-        """Raise `ContentRefused` if these changes cannot leave the set signed. Blocking."""
-        active = self._store.active_list() or signatures.NO_LIST
-        signed = active.changed(changes)
-        digests = {n: signatures.digest_of(one) for n, one in changes.items() if one is not None}
-        verifier.check_listed(self._path, digests, signed)
+        if operation.unsigned is not None and not await executor.run_in_thread(self._store.has_set):
+            raise signatures.refused(self._display_path(name), operation.unsigned)
 
     def _read_signed(self, name: str) -> Content:
         """Read one file that is signed: by itself, or in the list of the directory. Blocking."""

@@ -188,15 +188,6 @@ class Store:
             return _has_set(fd)
         return False
 
-    def active_list(self) -> SignedList | None:
-        """Return the list of the active set and its signatures, None if there is no set."""
-        with contextlib.suppress(_errors.ReadError), self._open_dir() as fd:
-            while (generation := layout.active_generation(fd)) is not None:
-                found = signatures.read_list(fd, generation)
-                if layout.active_generation(fd) == generation:
-                    return found
-        return None
-
     def _check_signed(self, name: str, operation: Operation) -> None:
         if operation.unsigned is not None:
             raise signatures.refused(self._settings.display_path(name), operation.unsigned)

@@ -70,13 +70,6 @@ class SignedList(NamedTuple):
     text: bytes | None = None
     signatures: bytes | None = None
 
-    def changed(self, changes: Mapping[str, bytes | Content | None]) -> SignedList:
-        """Return it after these changes of the set."""
-        return SignedList(
-            _data(changes[LIST]) if LIST in changes else self.text,
-            _data(changes[LIST_SIGNATURES]) if LIST_SIGNATURES in changes else self.signatures,
-        )
-
 
 NO_LIST: Final = SignedList()
 
@@ -267,22 +260,6 @@ class Verifier:
         reason = self.why_not_set(digests, signed)
         if reason is not None:
             raise refused(where, reason)
-
-    def check_listed(self, where: str, digests: Mapping[str, str], signed: SignedList) -> None:
-        """Check new files of a set with this list before they are validated; the set as a whole is checked later.
-
-        Raises:
-            ContentRefused: the list is not signed, or does not name them.
-        """
-        self.refresh()
-        listed = self._read_list(signed)
-        if isinstance(listed, str):
-            raise refused(where, listed)
-        for name in digests.keys() - {LIST, LIST_SIGNATURES}:
-            if name not in listed:
-                raise refused(where, _not_in_list(name))
-            if listed[name] != digests[name]:
-                raise refused(where, f"{name} is not what {LIST} says")
 
     def _why_not_listed(self, name: str, digest: str, beside: SignedList) -> str | None:
         listed = self._read_list(beside)
