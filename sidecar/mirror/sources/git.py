@@ -123,7 +123,7 @@ class GitSource:
         self._paths = [one.strip("/") for one in paths]
         self._is_partial = bool(self._directory or self._paths) or self._depth != 1
         """Whether contents are transferred apart from the commit, and only those that are wanted."""
-        self._depth_of_modules = {"off": 0, "shallow": 1, "recursive": _MOST_SUBMODULES_DEEP}[submodules]  # fmt: skip
+        self._depth_of_modules = {"off": 0, "shallow": 1, "recursive": _MOST_SUBMODULES_DEEP + 1}[submodules]  # fmt: skip
         self._fast_forward_only, self._signers = fast_forward_only, allowed_signers_file
         self._access = GitAccess(
             ca_file, cert_file, key_file, [one for one in (ssh_key_file or "").split(",") if one], known_hosts_file,

@@ -13,7 +13,7 @@ import pytest
 
 from mirror.conftest import StartMirror
 from sidecar import _errors
-from sidecar.mirror.sources import factory, git_refs
+from sidecar.mirror.sources import factory, git, git_refs
 from sidecar.mirror.sources.git import GitSource
 from sidecar.volume.volume import Volume
 from support import Eventually, StartProcess
@@ -131,6 +131,20 @@ async def test_files_of_submodules_belong_to_the_commit(
     running = start_mirror(source(submodules=submodules))
     await eventually(lambda: running.is_complete)
     assert {one for one in await files(volume) if ".gitmodules" not in one} == found
+
+
+async def test_submodules_that_are_too_deep_are_not_left_out_unsaid(
+    project: Project, source: Start, tmp_path: Path, start_mirror: StartMirror, eventually: Eventually, monkeypatch: pytest.MonkeyPatch
+) -> None:  # fmt: skip
+    """A set without their files would not be the commit."""
+    monkeypatch.setattr(git, "_MOST_SUBMODULES_DEEP", 1)
+    deep, module = Project(tmp_path / "srv" / "deep"), Project(tmp_path / "srv" / "module")
+    module.add_module("deep", "../../deep/.git", deep.commit(c="3"))
+    project.add_module("lib", "../../module/.git", module.commit(b="2"))
+    project.commit(a="1")
+    running = start_mirror(source(submodules="recursive"))
+    await eventually(lambda: "submodules are more than 1 deep" in (running.problem or ""))
+    assert running.version is None
 
 
 async def test_only_wanted_contents_are_transferred(
