@@ -153,7 +153,7 @@ volumeMounts:
 {{- range $number, $secret := $values.secrets }}
 - name: mirror-secret-{{ $number }}
   secret:
-    secretName: {{ $secret }}
+    secretName: {{ $secret | quote }}
     defaultMode: 0440
 {{- end }}
 {{- if include "sidecar.mirror.git" . }}

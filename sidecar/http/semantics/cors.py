@@ -19,7 +19,10 @@ MAX_AGE_SECONDS: Final = 600
 """Seconds for which a browser may keep the answer to a preflight."""
 
 _METHODS: Final = "GET, HEAD"
-_REQUEST_HEADERS: Final = "Authorization, If-Match, If-Modified-Since, If-None-Match, If-Range, Last-Event-ID, Prefer, Range, X-Request-ID"
+_REQUEST_HEADERS: Final = (
+    "Authorization, If-Match, If-Modified-Since, If-None-Match, If-Range, Last-Event-ID, Prefer, Range, traceparent,"
+    " tracestate, X-Request-ID"
+)
 _RESPONSE_HEADERS: Final = (
     "Accept-Ranges, Content-Range, ETag, Preference-Applied, Retry-After, Sidecar-Published-At,"
     " Sidecar-Published-By, Sidecar-Request-Id, Sidecar-Signature, Sidecar-Stale, WWW-Authenticate"

@@ -109,7 +109,10 @@ class GitSource:
             raise ConfigError(
                 f"{redact_url(url)}: fast_forward_only needs the history: write depth=0"
             )
-        self.name = url
+        # The user of an address of the web may be a token; that of ssh is the name of an account.
+        self.name = (
+            url.replace(f"://{parts.username}@", "://", 1) if scheme.startswith("http") else url
+        )
         if parts.password is not None:
             raise ConfigError(
                 f"{redact_url(url)}: put the password into a file: #password_file=FILE"

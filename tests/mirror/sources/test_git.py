@@ -91,6 +91,18 @@ async def test_a_server_without_version_2_is_asked_by_git(
     assert await files(volume) == {"a": "1"}
 
 
+@pytest.mark.parametrize(
+    ("url", "name"),
+    [
+        ("git+https://ghp_token@example.com/a.git", "git+https://example.com/a.git"),
+        ("git+ssh://git@example.com/a.git", "git+ssh://git@example.com/a.git"),
+    ],
+)
+def test_the_name_of_a_source_shows_no_token(url: str, name: str) -> None:
+    """The user of an address of the web may be a token, and names are in logs, metadata and `..source.json`."""
+    assert GitSource(url).name == name
+
+
 @pytest.mark.parametrize("kind", ["default", "tag", "annotated", "full", "commit"])
 async def test_each_way_to_name_a_commit(
     project: Project, source: Start, start_mirror: StartMirror, volume: Volume, eventually: Eventually, kind: str
