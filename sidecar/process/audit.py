@@ -85,7 +85,9 @@ def record(
         "reason": None if reason is None else _text(reason[:_MAX_REASON_CHARACTERS]),
     }
     known = {name: value for name, value in fields.items() if value is not None}
-    LOGGER.info("%s %s: %s", event, path, outcome, extra={"audit": known})
+    LOGGER.info(
+        "%s %s: %s", event, path, outcome, extra={"event": "audit.recorded", "audit": known}
+    )
 
 
 def _text(text: str) -> str:

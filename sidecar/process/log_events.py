@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Final
 
 EVENTS: Final[Mapping[str, str]] = {
+    "audit.recorded": "An attempted change; `audit` has what the audit log has of it",
     "config.loaded": "A new configuration of a collector is in use",
     "config.refused": "A new configuration of a collector is invalid; the one before stays in use",
     "confirm.failed": "The reader of `--confirm` cannot be asked",
