@@ -128,7 +128,9 @@ def _event(call: ast.Call) -> str:
     """Return the event that a call of a logger names: in `extra={"event": NAME}`."""
     for word in call.keywords:
         if word.arg == "extra" and isinstance(word.value, ast.Dict):
-            return str(ast.literal_eval(word.value).get("event", ""))
+            for key, value in zip(word.value.keys, word.value.values, strict=True):
+                if isinstance(key, ast.Constant) and key.value == "event":
+                    return str(ast.literal_eval(value))
     return ""
 
 

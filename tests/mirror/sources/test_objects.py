@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import urllib.request
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -240,5 +241,5 @@ async def test_other_clouds_are_asked_with_their_credentials(
     )  # fmt: skip
     await eventually(lambda: f"of {url}" in (running.problem or ""))
     assert "hidden" not in (running.problem or "")
-    assert "Error performing" not in (running.problem or ""), "with a time, each message is another"
+    assert re.search(r" in [0-9.]+", running.problem or "") is None, "with a time, each message is another"  # fmt: skip
     assert "\n" not in (running.problem or "")
