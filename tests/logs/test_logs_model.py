@@ -92,6 +92,11 @@ FOUND: dict[str, tuple[str, bool | str, list[Step]]] = {
         "olddir",
         [("partial", 0), ("start", 0), ("copying", 0), ("rename", 0), ("shortage", 1), ("scan", 0)],
     ),
+    "an idle file was closed because descriptors ran out, and deleted before it was opened again": (
+        "app.log",
+        "beside",
+        [("start", 0), ("shortage", 1), ("copying", 0), ("scan", 0), ("delete", 1)],
+    ),
     "copied and truncated before the first line was seen": (
         "app.log",
         False,

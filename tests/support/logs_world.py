@@ -64,6 +64,8 @@ class World:
         """The lines of each inode that is there."""
         self.known: set[int] = set()
         """The inodes that the collector has had a chance to open since they appeared."""
+        self.closed: dict[int, int] = {}
+        """The inodes that were closed to free descriptors, with their number of lines then. One that grows is opened again."""
         self.chain_known = self.chain_saved = False
         """The collector, or its checkpoint, knows a file of this log: so it notices what rotation has made since."""
         self.garbage: list[bytes] = []
@@ -155,7 +157,7 @@ class World:
 
     def _removed(self, path: Path) -> None:
         inode = _file(path.stat())
-        if self.tail is None or inode not in self.known or self.scarce:
+        if not self._is_held(inode):
             self._lose(inode)
         path.unlink()
         if inode not in self.known:
@@ -233,7 +235,7 @@ class World:
         self._finish_copy()
         self.write(0)
         inode = _file(self.log.stat())
-        held = self.tail is not None and inode in self.known and not self.scarce
+        held = self._is_held(inode)
         self.write(late)
         if not held:
             self._lose(inode)
@@ -317,6 +319,7 @@ class World:
             if self.shortages:
                 self.shortages -= 1
                 self.raced = True
+                self.closed |= {inode: len(self.content.get(inode, ())) for inode in self.known}
                 raise OSError(errno.EMFILE, "Too many open files")
             fd = opened(path)
             self._tick()
@@ -383,6 +386,22 @@ class World:
             _file(path.stat()) for path in [*self.directory.iterdir(), *self.archive.iterdir()]
         }
         self.chain_known = True
+        grown = [
+            inode
+            for inode, lines in self.closed.items()
+            if len(self.content.get(inode, ())) > lines
+        ]
+        for inode in grown:
+            del self.closed[inode]
+
+    def _is_held(self, inode: int) -> bool:
+        """Whether the collector has a file open, so that nothing is lost when its name is gone."""
+        return (
+            self.tail is not None
+            and inode in self.known
+            and inode not in self.closed
+            and not self.scarce
+        )
 
     def scan(self, _: int = 0) -> None:
         if self.tail is not None:
@@ -475,7 +494,7 @@ class World:
             self.may_repeat |= set(self.content[self.log_inode()])
         self.tail.close()
         self.tail = None
-        self.outstanding, self.known = [], set()
+        self.outstanding, self.known, self.closed = [], set(), {}
         self.unsaved.clear()
 
     def wait(self, seconds: int) -> None:
